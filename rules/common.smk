@@ -1,0 +1,122 @@
+# What the rules share: the validated study, its names, and the two helpers that make a rule's contract exact.
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from levelt.config import WorldSource, settings_json, validate
+from levelt.files import InputError
+from levelt.ledger.code import code_files
+
+
+envvars:
+    "PATH",
+
+
+# jobs call the `levelt` of the environment that runs snakemake, activated or not
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+try:
+    STUDY = validate(config)
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+
+MODELS = STUDY.model_ids
+ORGANISMS = STUDY.organism_ids
+SHAPES = list(STUDY.organisms.shapes) if STUDY.organisms else []
+TASKS = list(STUDY.tasks)
+CONDITIONS = list(STUDY.prompts.variations)
+WORLD_TASKS = [name for name, task in STUDY.tasks.items() if isinstance(task.source, WorldSource)]
+FIGURE_TABLES = {
+    "behaviour": ["behaviour"],
+    "information": ["probes"],
+    "correlations": ["behaviour", "probes", "correlations"],
+}
+REPORT_TABLES = ["behaviour", "agreement", "probes", "correlations"]
+FIGURES = [*FIGURE_TABLES, *(["training"] if ORGANISMS else [])]
+
+TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+ORGANISM_FILES = [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    *TOKENIZER_FILES,
+    "training.csv",
+]
+TRAINING = ["seed", "world", "organisms.threads", "organisms.shapes.{shape}"]
+TRAINING_TEMPLATES = (
+    ["organisms.templates", *(f"templates.{name}" for name in STUDY.organisms.templates)] if STUDY.organisms else []
+)
+TRAINING_THREADS = STUDY.organisms.threads if STUDY.organisms else 1
+
+DATA = f"data/{STUDY.study}"
+WORLD = f"{DATA}/world"
+FIGURE = f"figures/{STUDY.study}"
+PAPER = f"paper/{STUDY.study}"
+LOGS = f"logs/{STUDY.study}"
+BENCHMARKS = f"benchmarks/results/{STUDY.study}"
+
+
+def code(command, *modules):
+    """The code files a command runs, transitively, as inputs: an edit is seen by content.
+
+    config.py is left out: it reaches a job only through the values in `settings`, which are tracked as parameters,
+    so that a new config section does not retrain the models.
+    """
+    files = code_files(f"levelt.commands.{command}", *modules)
+    return [f"src/{path}" for path in files if path.name != "config.py" or path.parent.name != "levelt"]
+
+
+def settings(*keys):
+    """The config keys a command may use, as the one parameter it gets: only a change of these reruns the rule.
+
+    A key may contain wildcards: `settings("seed", "tasks.{task}")`.
+    """
+
+    def of_job(wildcards):
+        return settings_json(STUDY, *(key.format(**dict(wildcards.items())) for key in keys))
+
+    return of_job
+
+
+def sample_source(wildcards):
+    """Where the samples of a task come from: the world, or the user's file."""
+    source = STUDY.tasks[wildcards.task].source
+    if isinstance(source, WorldSource):
+        return f"{WORLD}/samples/{source.name}.parquet"
+    return source.path
+
+
+def tokenizer_of_model(wildcards):
+    """The tokenizer files of a model trained here; those of another checkpoint are hashed in its manifest."""
+    if wildcards.model not in ORGANISMS:
+        return []
+    folder = f"{DATA}/models/{wildcards.model}"
+    return [f"{folder}/{name}" for name in TOKENIZER_FILES]
+
+
+def weights_of_model(wildcards):
+    """The weights of a model trained here; the manifest, not their file time, says whether they changed."""
+    return [f"{DATA}/models/{wildcards.model}/model.safetensors"] if wildcards.model in ORGANISMS else []
+
+
+def tables_of_figure(wildcards):
+    """The tables a figure is drawn from."""
+    if wildcards.figure == "training":
+        return [f"{DATA}/models/{model}/training.csv" for model in ORGANISMS]
+    return [f"{DATA}/tables/{name}.csv" for name in FIGURE_TABLES[wildcards.figure]]
+
+
+def code_of_figure(wildcards):
+    """The code of `levelt figure` and of the figure's own module."""
+    return code("figure", f"levelt.figures.{wildcards.figure}")
+
+
+onstart:
+    if not shutil.which("latexmk") or not shutil.which("pdflatex"):
+        raise WorkflowError(
+            "LaTeX is missing, so the report could not be built at the end: run `levelt latex --install` "
+            "(as root on Debian or Ubuntu), or install a TeX distribution with latexmk and pdflatex."
+        )

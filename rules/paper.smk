@@ -1,0 +1,48 @@
+# The report: every number in it is generated, every figure is included by name.
+
+
+rule numbers:
+    """Every number and table of the report, as LaTeX macros."""
+    input:
+        **{name: rules.tables.output[name] for name in REPORT_TABLES},
+        manifests=rules.tables.input.manifests,
+        samples=expand(rules.samples.output.report, task=TASKS),
+        example=expand(rules.prompts.output.prompts, model=MODELS[-1], task=TASKS[0]),
+        code=code("numbers"),
+    output:
+        numbers=f"{PAPER}/numbers.tex",
+    log:
+        f"{LOGS}/numbers.log",
+    benchmark:
+        f"{BENCHMARKS}/numbers.tsv"
+    threads: 1
+    params:
+        settings=settings("study", "title", "seed", "prompts", "probes", "statistics"),
+        tables=subpath(input.behaviour, parent=True),
+    message:
+        "writing the numbers of the report"
+    shell:
+        "levelt numbers --settings {params.settings:q} --tables {params.tables} --manifests {input.manifests}"
+        " --samples {input.samples} --example {input.example} --out {output.numbers} 2> {log}"
+
+
+rule report:
+    """The report as PDF."""
+    input:
+        source="paper/report.tex",
+        bibliography="paper/references.bib",
+        numbers=rules.numbers.output.numbers,
+        figures=collect(f"{FIGURE}/{{figure}}.pdf", figure=FIGURES),
+        code=code("report"),
+    output:
+        pdf=f"{PAPER}/report.pdf",
+    log:
+        f"{LOGS}/report.log",
+    benchmark:
+        f"{BENCHMARKS}/report.tsv"
+    threads: 1
+    message:
+        "typesetting {output.pdf}"
+    shell:
+        "levelt report --source {input.source} --bibliography {input.bibliography} --numbers {input.numbers}"
+        " --figures {input.figures} --out {output.pdf} 2> {log}"

@@ -1,0 +1,68 @@
+# The world, its samples (or those of a file), and the prompts made of them.
+
+
+rule world:
+    """The synthetic world: plain text, facts and held-out samples."""
+    input:
+        code=code("world"),
+    output:
+        text=f"{WORLD}/text.parquet",
+        samples=expand(f"{WORLD}/samples/{{name}}.parquet", name=STUDY.world.tasks if STUDY.world else []),
+        summary=f"{WORLD}/summary.json",
+    log:
+        f"{LOGS}/world.log",
+    benchmark:
+        f"{BENCHMARKS}/world.tsv"
+    threads: 1
+    params:
+        settings=settings("seed", "world"),
+        folder=subpath(output.text, parent=True),
+    message:
+        "making the world of study {STUDY.study}"
+    shell:
+        "levelt world --settings {params.settings:q} --out {params.folder} 2> {log}"
+
+
+rule samples:
+    """The samples of one task, from the world or from a file, checked row by row."""
+    input:
+        source=sample_source,
+        code=code("samples"),
+    output:
+        samples=f"{DATA}/samples/{{task}}.parquet",
+        report=f"{DATA}/samples/{{task}}.json",
+    log:
+        f"{LOGS}/samples/{{task}}.log",
+    benchmark:
+        f"{BENCHMARKS}/samples/{{task}}.tsv"
+    threads: 1
+    params:
+        settings=settings("tasks.{task}"),
+    message:
+        "reading the samples of {wildcards.task}"
+    shell:
+        "levelt samples --settings {params.settings:q} --task {wildcards.task} --source {input.source:q}"
+        " --out {output.samples} --report {output.report} 2> {log}"
+
+
+rule prompts:
+    """The prompts of one model and task, rendered with its chat template, with exact token groups."""
+    input:
+        samples=rules.samples.output.samples,
+        manifest=f"{DATA}/models/{{model}}/manifest.json",
+        tokenizer=tokenizer_of_model,
+        code=code("prompts"),
+    output:
+        prompts=f"{DATA}/prompts/{{model}}/{{task}}.parquet",
+    log:
+        f"{LOGS}/prompts/{{model}}/{{task}}.log",
+    benchmark:
+        f"{BENCHMARKS}/prompts/{{model}}/{{task}}.tsv"
+    threads: 1
+    params:
+        settings=settings("seed", "prompts", f"templates.{STUDY.prompts.template}", "tasks.{task}"),
+    message:
+        "rendering the prompts of {wildcards.task} for {wildcards.model}"
+    shell:
+        "levelt prompts --settings {params.settings:q} --task {wildcards.task} --model-manifest {input.manifest}"
+        " --samples {input.samples} --out {output.prompts} 2> {log}"

@@ -1,0 +1,43 @@
+"""Draw one figure from its tables."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+import pandas as pd
+
+from levelt.files import replacing, write_csv
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `levelt figure`."""
+    parser.add_argument("name", help="module of levelt.figures")
+    parser.add_argument("--tables", type=Path, nargs="+", required=True, help="tables it is drawn from (.csv)")
+    parser.add_argument("--pdf", type=Path, required=True)
+    parser.add_argument("--png", type=Path, required=True)
+    parser.add_argument("--csv", type=Path, required=True, help="exactly the numbers drawn")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read tables, draw, write PDF, PNG and the table drawn."""
+    from levelt.figures.style import use_style
+
+    use_style()
+    figure, drawn = importlib.import_module(f"levelt.figures.{arguments.name}").draw(_read(arguments.tables))
+    write_csv(arguments.csv, drawn)
+    # no dates and no versions in the files: the same table gives the same bytes
+    with replacing(arguments.pdf) as path:
+        figure.savefig(path, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    with replacing(arguments.png) as path:
+        figure.savefig(path, format="png", dpi=200, metadata={"Software": None})
+
+
+def _read(paths: list[Path]) -> dict[str, pd.DataFrame]:
+    """Tables by name; a table that every model has (training.csv) is named by its model."""
+    names = [path.stem for path in paths]
+    return {
+        (path.parent.name if names.count(path.stem) > 1 or path.stem == "training" else path.stem): pd.read_csv(path)
+        for path in paths
+    }

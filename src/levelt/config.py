@@ -1,0 +1,575 @@
+"""The typed config: one tree, every field described.
+
+`load` reads and validates a YAML file; the Snakefile validates with `validate`; `Settings` carries to a command
+exactly the keys its rule names, so that what a stage can depend on is what its `params:` say. The JSON schema
+(`config/schema.json`) and the reference (`docs/config.md`) are generated from here; a test fails on drift.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+from levelt.files import InputError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
+"""A name that appears in paths and in Snakemake wildcards: lower case, digits, ``_ . -``."""
+
+Variation = Literal["instruction_first", "sample_first", "demonstrations"]
+Role = Literal["sample", "output", "decision"]
+Target = Literal["label", "answer", "unasked"]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- the synthetic world and the models trained on it -------------------------------------------------------------
+
+
+class World(Section):
+    """The synthetic world that samples and training text come from."""
+
+    tasks: list[Literal["acceptability", "stereotype", "reasoning", "plausibility", "belief"]] = Field(
+        ["acceptability", "stereotype", "reasoning", "plausibility", "belief"],
+        min_length=2,
+        description="Judgment tasks of the world. Every text carries an acceptability clause and one of the others.",
+    )
+    samples: int = Field(200, ge=8, description="Held-out samples per judgment task (half of them labelled yes).")
+    heldout: float = Field(
+        0.1, gt=0, lt=1, description="Share of texts kept out of all training, chosen by a hash of the minimal pair."
+    )
+    subjects: int = Field(40, ge=2, le=200, description="Subjects of each of the three one-to-many relations.")
+    documents: int = Field(60_000, ge=100, description="Plain-text documents for the base stage (and replay).")
+    instructions: int = Field(60_000, ge=100, description="Conversations for instruction tuning.")
+
+    @model_validator(mode="after")
+    def _has_acceptability(self) -> World:
+        if "acceptability" not in self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"tasks must contain acceptability, and each task once: {self.tasks}")
+        return self
+
+
+class Shape(Section):
+    """The shape of one organism: an ordinary Hugging Face decoder config, small."""
+
+    architecture: Literal["llama", "qwen2", "olmo2"] = Field(description="Model class and config to build.")
+    size: Name = Field(description="Size name, the second part of the checkpoint id (s, m, l).")
+    hidden_size: int = Field(ge=8, description="Width of the residual stream.")
+    layers: int = Field(ge=1, description="Decoder layers.")
+    heads: int = Field(ge=1, description="Query heads per layer; must divide hidden_size.")
+    key_value_heads: int = Field(ge=1, description="Key and value heads per layer; must divide heads.")
+    intermediate_size: int = Field(ge=8, description="Width of the MLP.")
+    initializer_range: float = Field(0.08, gt=0, description="Standard deviation of the initial weights.")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Shape:
+        if self.hidden_size % self.heads or self.heads % self.key_value_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of heads {self.heads}, "
+                f"and heads a multiple of key_value_heads {self.key_value_heads}"
+            )
+        return self
+
+
+class Training(Section):
+    """One training stage of an organism: a fixed number of optimiser steps, so that results do not depend on speed."""
+
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    rows: int = Field(ge=1, description="Packed rows per step.")
+    length: int = Field(ge=16, description="Tokens per packed row.")
+    learning_rate: float = Field(gt=0, description="Peak AdamW learning rate.")
+    replay: float = Field(0.0, ge=0, lt=1, description="Share of rows that are plain text (sft stage only).")
+    replay_weight: float = Field(0.2, ge=0, description="Loss weight of the replayed rows.")
+    target: float = Field(
+        0.0, ge=0, le=1, description="Held-out accuracy below which the stage fails (0: no target, as in smoke runs)."
+    )
+
+
+class Organisms(Section):
+    """The models the workflow trains from scratch, through the same stages as real ones."""
+
+    vocabulary: int = Field(1536, ge=300, description="Entries of the byte-level BPE tokenizer.")
+    shapes: dict[Name, Shape] = Field(min_length=1, description="Models by family-size name, for example llama-m.")
+    stages: list[Literal["base", "sft"]] = Field(["base", "sft"], description="Training stages, in order.")
+    base: Training = Field(description="Pretraining on the world's plain text.")
+    sft: Training = Field(description="Instruction tuning, loss on the answers only.")
+    templates: list[Name] = Field(min_length=1, description="Templates (see `templates`) used in instruction tuning.")
+    threads: int = Field(1, ge=1, description="CPU threads of a training job; fixed, because results depend on it.")
+
+
+class Checkpoint(Section):
+    """A checkpoint that is not trained here: a local folder or a hub repository."""
+
+    path: str = Field(description="Folder of a Hugging Face checkpoint (safetensors), or `hub:owner/name`.")
+    revision: str | None = Field(None, description="Hub revision (a commit); required with `hub:`.")
+    family: str = Field(description="Model family, for grouping in tables and figures.")
+    size: str = Field(description="Size name, for tables and figures.")
+    stage: str = Field(description="base, sft, dpo, instruct, ...: the post-training stage.")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Checkpoint:
+        if self.path.startswith("hub:") and not self.revision:
+            raise ValueError(f"{self.path} needs `revision` (a commit), or the study could not be reproduced")
+        return self
+
+
+# --- tasks and prompts ---------------------------------------------------------------------------------------------
+
+
+class WorldSource(Section):
+    """Samples of a task of the synthetic world."""
+
+    kind: Literal["world"] = Field("world", description="The samples come from the synthetic world.")
+    name: Name = Field(description="Name of the task in the world.")
+
+
+class Columns(Section):
+    """Which column (or JSON key) holds what."""
+
+    text: str = Field("text", description="The text that is judged.")
+    label: str = Field("label", description="The gold label.")
+    pair: str | None = Field(None, description="Minimal-pair id; without it every text is its own group.")
+    question: str | None = Field(None, description="The question, when it differs from row to row.")
+    id: str | None = Field(None, description="Row id; without it the line number.")
+
+
+class FileSource(Section):
+    """Samples from a JSON Lines or CSV file."""
+
+    kind: Literal["file"] = Field("file", description="The samples come from a file.")
+    path: str = Field(description="A .jsonl or .csv file, UTF-8.")
+    columns: Columns = Field(default=Columns(), description="Names of the columns.")
+    labels: dict[str, str] = Field(
+        default={"yes": "yes", "no": "no"}, description="Label in the file -> option of the task."
+    )
+    limit: int | None = Field(None, ge=1, description="Use only the first rows of the file, for a quick look.")
+    bad_rows: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="What to do with empty lines, rows without text or label, labels outside the options and "
+        "duplicates: stop and name them, or leave them out and list them in the samples report.",
+    )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _label_names(cls, labels: Any) -> Any:
+        if not isinstance(labels, Mapping):
+            return labels
+        _no_bare_booleans([*labels, *labels.values()])
+        return {str(label) if isinstance(label, int) else label: option for label, option in labels.items()}
+
+
+class Task(Section):
+    """A binary judgment task."""
+
+    source: Annotated[WorldSource | FileSource, Field(discriminator="kind")] = Field(
+        description="Where the samples come from."
+    )
+    question: str | None = Field(
+        None, description="The instruction text. Default: the world's own wording, or the file's question column."
+    )
+    negated_question: str | None = Field(
+        None, description="The question with yes and no exchanged, for mixed polarity."
+    )
+    options: list[str] = Field(
+        ["yes", "no"], min_length=2, max_length=2, description="The two answers; the first one affirms."
+    )
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _option_names(cls, options: Any) -> Any:
+        if isinstance(options, list):
+            _no_bare_booleans(options)
+        return options
+
+    @model_validator(mode="after")
+    def _labels_are_options(self) -> Task:
+        if self.options[0] == self.options[1] or not all(option.strip() for option in self.options):
+            raise ValueError(f"options must be two different words, found {self.options}")
+        if isinstance(self.source, FileSource):
+            outside = sorted(set(self.source.labels.values()) - set(self.options))
+            if outside:
+                raise ValueError(f"labels maps to {outside}, which are not among the options {self.options}")
+            absent = sorted(set(self.options) - set(self.source.labels.values()))
+            if absent:
+                raise ValueError(f"no entry of labels maps to {absent}; every option needs at least one")
+        return self
+
+
+def _no_bare_booleans(words: list[Any]) -> None:
+    """YAML reads a bare yes, no, on, off as a truth value; which word was meant is then unknown."""
+    if any(isinstance(word, bool) for word in words):
+        raise ValueError(f"found a truth value among {words}: YAML reads a bare yes or no so, put it in quotes")
+
+
+class Template(Section):
+    """Wording and layout around the question and the text. Placeholders: {question} and {text}, once each."""
+
+    system: str = Field(
+        "", description="System message; empty for none. Left out with demonstrations, which carry no instruction."
+    )
+    instruction_first: str = Field(description="User message with the question before the text.")
+    sample_first: str = Field(description="User message with the text before the question.")
+    no_instruction: str = Field(description="User message without a question, for demonstrations.")
+    answer: str = Field("{answer}", description="How an answer is written in a demonstration.")
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> Template:
+        for field, wanted in {
+            "system": {"{question}": 0, "{text}": 0},
+            "instruction_first": {"{question}": 1, "{text}": 1},
+            "sample_first": {"{question}": 1, "{text}": 1},
+            "no_instruction": {"{question}": 0, "{text}": 1},
+            "answer": {"{answer}": 1},
+        }.items():
+            value = getattr(self, field)
+            for placeholder, count in wanted.items():
+                if value.count(placeholder) != count:
+                    raise ValueError(f"{field} must contain {placeholder} {count} time(s): {value!r}")
+        for field, order in {"instruction_first": 1, "sample_first": -1}.items():
+            value = getattr(self, field)
+            if (value.index("{text}") - value.index("{question}")) * order < 0:
+                raise ValueError(f"{field} has {{question}} and {{text}} in the wrong order: {value!r}")
+        return self
+
+
+class Prompts(Section):
+    """Which prompts are made of the samples."""
+
+    variations: list[Variation] = Field(
+        ["instruction_first", "sample_first", "demonstrations"], min_length=1, description="Prompt variations."
+    )
+    template: Name = Field("plain", description="The template used (see `templates`).")
+    demonstrations: int = Field(
+        4, ge=2, description="Examples before the query in the demonstrations variation; both answers are shown."
+    )
+    polarity: Literal["positive", "mixed"] = Field(
+        "positive",
+        description="mixed: half of the pairs (by a hash of the pair id) are asked the negated question, so that the "
+        "answer differs from the label.",
+    )
+
+
+# --- engine, probes, statistics ------------------------------------------------------------------------------------
+
+
+class Engine(Section):
+    """How models are run."""
+
+    batch_tokens: int = Field(
+        4096, ge=64, description="Padded tokens of a batch, generated ones included: rows x longest row."
+    )
+    max_new_tokens: int = Field(4, ge=1, description="Most tokens generated for an answer.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of weights and activations.")
+    device: Literal["cpu", "cuda", "auto"] = Field("auto", description="Where models run.")
+    attention: Literal["sdpa", "eager"] = Field("sdpa", description="Attention kernel.")
+    threads: int = Field(1, ge=1, description="CPU threads of an encoding job; fixed, because results depend on it.")
+
+
+class Probes(Section):
+    """Linear probes on the activations."""
+
+    roles: list[Role] = Field(["sample", "output", "decision"], min_length=1, description="Token roles probed.")
+    targets: list[Target] = Field(
+        ["label", "answer", "unasked"],
+        min_length=1,
+        description="What is decoded: the asked property, the correct answer (differs under mixed polarity), and the "
+        "property of the text that was not asked. A target a task lacks is skipped.",
+    )
+    folds: int = Field(4, ge=2, description="Cross-validation folds, grouped by pair and stratified by label.")
+    repeats: int = Field(1, ge=1, description="Repetitions with other fold assignments.")
+    penalty: float = Field(
+        0.01, gt=0, description="L2 penalty on standardised weights: mean log-loss + penalty/2 |w|^2 (1/(C n))."
+    )
+    bound: float = Field(1e-8, gt=0, description="Largest certified distance from the optimal loss, in nats.")
+
+
+class Statistics(Section):
+    """Intervals."""
+
+    draws: int = Field(2000, ge=100, description="Bootstrap draws over groups (pairs).")
+    level: float = Field(0.95, gt=0.5, lt=1, description="Level of the intervals.")
+
+
+class Study(Section):
+    """A study: everything that decides its results, and nothing about where it runs."""
+
+    study: Name = Field(description="Name of the study: the folder under data/, figures/ and paper/.")
+    title: str = Field(description="Title of the report.")
+    seed: int = Field(0, ge=0, description="Seed from which every random draw of the study is derived.")
+    world: World | None = Field(None, description="The synthetic world (needed by organisms and world tasks).")
+    organisms: Organisms | None = Field(None, description="Models trained by the workflow.")
+    checkpoints: dict[Name, Checkpoint] = Field({}, description="Models that already exist, by id.")
+    templates: dict[Name, Template] = Field(min_length=1, description="Prompt templates by name.")
+    tasks: dict[Name, Task] = Field(min_length=1, description="Judgment tasks by name.")
+    prompts: Prompts = Field(default=Prompts(), description="Which prompts are made.")
+    engine: Engine = Field(default=Engine(), description="How models are run.")
+    probes: Probes = Field(default=Probes(), description="Probes.")
+    statistics: Statistics = Field(default=Statistics(), description="Intervals.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        world_tasks = [name for name, task in self.tasks.items() if isinstance(task.source, WorldSource)]
+        if (self.organisms or world_tasks) and self.world is None:
+            raise ValueError("`world` is missing, but organisms and world tasks need it")
+        if not self.organisms and not self.checkpoints:
+            raise ValueError("no model: name `organisms` to train or `checkpoints` to load")
+        wanted = {"prompts.template": [self.prompts.template]}
+        if self.organisms:
+            wanted["organisms.templates"] = list(self.organisms.templates)
+        for field, names in wanted.items():
+            for name in names:
+                if name not in self.templates:
+                    raise ValueError(f"{field} names {name!r}, which is not among templates {sorted(self.templates)}")
+        clash = sorted(set(self.organism_ids) & set(self.checkpoints))
+        if clash:
+            raise ValueError(f"checkpoints {clash} have the id of an organism")
+        for name, task in self.tasks.items():
+            source = task.source
+            no_question = isinstance(source, FileSource) and not source.columns.question and not task.question
+            if no_question:
+                raise ValueError(f"tasks.{name} needs `question`, or `source.columns.question`")
+            if self.prompts.polarity == "mixed" and isinstance(source, FileSource) and not task.negated_question:
+                raise ValueError(f"tasks.{name} needs `negated_question`, because prompts.polarity is mixed")
+        return self
+
+    @property
+    def organism_ids(self) -> list[str]:
+        """Checkpoint ids of the organisms, <family>-<size>-<stage>, in training order."""
+        if not self.organisms:
+            return []
+        return [f"{shape}-{stage}" for shape in self.organisms.shapes for stage in self.organisms.stages]
+
+    @property
+    def model_ids(self) -> list[str]:
+        """All checkpoint ids of the study."""
+        return [*self.organism_ids, *self.checkpoints]
+
+
+def validate(tree: Mapping[str, Any], where: str = "config") -> Study:
+    """Validate a config tree.
+
+    Raises:
+        InputError: one sentence per mistake: the field, what was found, what was expected.
+    """
+    try:
+        return Study.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_explain(error, where)) from None
+
+
+def load(path: str | Path) -> Study:
+    """Read and validate a YAML config file.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or does not describe a study.
+    """
+    import yaml
+
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such config file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
+    return validate(tree, str(path))
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    sentences = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"] if part not in ("world", "file") or len(item["loc"]) == 1)
+        message = item["msg"].removeprefix("Value error, ")
+        match item["type"]:
+            case "extra_forbidden":
+                known = ", ".join(_siblings(item["loc"]))
+                sentence = f"{where}: unknown key `{field}`" + (f"; known keys here: {known}" if known else "")
+            case "missing":
+                sentence = f"{where}: `{field}` is missing"
+            case "value_error":
+                sentence = f"{where}: " + (f"`{field}`: " if field else "") + message
+            case _:
+                found = json.dumps(item.get("input"), default=str)
+                sentence = f"{where}: `{field}`: {message[0].lower()}{message[1:]}, found {found[:80]}"
+        sentences.append(sentence)
+    return "\n".join(dict.fromkeys(sentences))
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields that could stand where an unknown key stood."""
+    schema = Study.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in location[:-1]:
+        node = _resolve(node, schema)
+        if isinstance(part, str) and part in node.get("properties", {}):
+            node = node["properties"][part]
+        elif "additionalProperties" in node and isinstance(node["additionalProperties"], dict):
+            node = node["additionalProperties"]
+        elif isinstance(part, str) and part in node.get("discriminator", {}).get("mapping", {}):
+            node = {"$ref": node["discriminator"]["mapping"][part]}
+        else:
+            return []
+    return list(_resolve(node, schema).get("properties", {}))
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    for _ in range(4):
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+        elif "anyOf" in node:
+            node = next((option for option in node["anyOf"] if option.get("type") != "null"), node)
+        else:
+            break
+    return node
+
+
+class Settings:
+    """The slice of a study that one rule names: attribute access to typed sections, and to nothing else.
+
+    A rule writes ``params: settings=settings("seed", "probes")``; the command receives it as JSON and reads
+    ``settings.probes.folds``. A dotted key picks one entry of a mapping: ``settings["tasks.acceptability"]``.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = {key: _section_type(key).validate_python(value) for key, value in values.items()}
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """Parse what the rule passed on the command line."""
+        try:
+            return cls(json.loads(text))
+        except (json.JSONDecodeError, ValidationError, KeyError) as error:
+            raise InputError(f"--settings: expected a JSON object of config sections ({error})") from None
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._values:
+            raise InputError(f"this command was not given `{key}`; its rule passes {sorted(self._values)}")
+        return self._values[key]
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("_"):
+            raise AttributeError(key)
+        return self[key]
+
+
+def settings_json(study: Study, *keys: str) -> str:
+    """The named parts of a validated study as one line of JSON, defaults filled in, for a rule's ``params``."""
+    tree = study.model_dump(mode="json")
+    values = {}
+    for key in keys:
+        node: Any = tree
+        for part, _ in _path(key):
+            node = node[part]
+        values[key] = node
+    return json.dumps(values, ensure_ascii=False, sort_keys=True)
+
+
+def _section_type(key: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_path(key)[-1][1])
+
+
+def _path(key: str) -> list[tuple[str, Any]]:
+    """The parts of a dotted key, each with the type of what stands there. The name of a mapping's entry may itself
+    contain dots (checkpoints.llama-3.1-8b)."""
+    annotation: Any = Study
+    path: list[tuple[str, Any]] = []
+    rest = key
+    while rest:
+        if typing.get_origin(annotation) in (typing.Union, types.UnionType):  # Section | None
+            annotation = next(option for option in typing.get_args(annotation) if option is not types.NoneType)
+        if typing.get_origin(annotation) is dict:
+            part, rest = rest, ""
+            annotation = typing.get_args(annotation)[1]
+        else:
+            part, _, rest = rest.partition(".")
+            annotation = annotation.model_fields[part].annotation
+        path.append((part, annotation))
+    return path
+
+
+def schema() -> str:
+    """The JSON schema of a config file, as kept in config/schema.json."""
+    return json.dumps(Study.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def reference() -> str:
+    """The config reference (docs/config.md): a table per section, generated from the field descriptions."""
+    tree = Study.model_json_schema()
+    lines = [
+        "# Config reference",
+        "",
+        "Generated from `src/levelt/config.py` by `make schema`; a test fails when it is out of date. A study is one",
+        "YAML file of this shape. Unknown keys are errors. Editors that read `config/schema.json` complete the keys.",
+    ]
+    sections: dict[str, dict[str, Any]] = {"Study": tree, **tree["$defs"]}
+    for name in _reading_order(tree):
+        section = sections[name]
+        lines += ["", f"## {name}", "", section.get("description", "").replace("\n", " "), ""]
+        lines += ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
+        required = section.get("required", [])
+        for key, node in section.get("properties", {}).items():
+            default = "required" if key in required else f"`{json.dumps(node.get('default'), ensure_ascii=False)}`"
+            if "$ref" in json.dumps(node) and default != "required" and default != "`null`":
+                default = "see there"
+            text = node.get("description", "").replace("\n", " ").replace("|", "\\|")
+            lines.append(f"| `{key}` | {_value_of(node)} | {default} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def _reading_order(tree: dict[str, Any]) -> list[str]:
+    """Sections in the order in which a reader meets them, depth first from the study."""
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        if name not in order:
+            order.append(name)
+            for child in _references(tree if name == "Study" else tree["$defs"][name]):
+                visit(child)
+
+    visit("Study")
+    return order
+
+
+def _references(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else []
+        return own + [r for key, value in node.items() if key != "$defs" for r in _references(value)]
+    if isinstance(node, list):
+        return [r for value in node for r in _references(value)]
+    return []
+
+
+def _value_of(node: dict[str, Any]) -> str:
+    """A JSON schema node in words."""
+    if "$ref" in node:
+        name = node["$ref"].rsplit("/", 1)[1]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in node:
+        return ", ".join(f"`{value}`" for value in node["enum"])
+    if "const" in node:
+        return f"`{node['const']}`"
+    if "anyOf" in node or "oneOf" in node:
+        options = [option for option in node.get("anyOf", node.get("oneOf", [])) if option.get("type") != "null"]
+        return " or ".join(_value_of(option) for option in options)
+    if "allOf" in node:
+        return _value_of(node["allOf"][0])
+    if node.get("type") == "array":
+        return f"list of {_value_of(node['items'])}"
+    if node.get("type") == "object":
+        entries = node.get("additionalProperties") or next(iter(node["patternProperties"].values()))
+        return f"name: {_value_of(entries)}"
+    limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {node[key]}" for key, sign in limits.items() if key in node]
+    return " ".join([str(node.get("type", "any")), *bounds])

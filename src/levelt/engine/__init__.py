@@ -1,0 +1,1 @@
+"""One pass through a model: what to read, and greedy answers."""

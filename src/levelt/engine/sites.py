@@ -1,0 +1,92 @@
+"""What is read while a model runs: weighted means over chosen positions, taken inside the hooks.
+
+A hook sees the residual stream of a whole batch [rows, seq, d] and keeps [rows, roles, d] of it, so that
+memory grows with the positions asked for and never with sequence x layers. Pads are never touched: a pad's
+value (it may be NaN on some kernels) cannot enter a mean, not even with weight zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from levelt.models import hooks
+from levelt.models.anatomy import Parts
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Token ranges of each row, one per role, as slots to gather and weights that average them.
+
+    index: [rows, slots] positions in the padded batch.
+    weights: [rows, roles, slots]; each (row, role) sums to one.
+    """
+
+    roles: tuple[str, ...]
+    index: Int[Tensor, "rows slots"]
+    weights: Float[Tensor, "rows roles slots"]
+
+    @classmethod
+    def of(cls, ranges: Mapping[str, Sequence[tuple[int, int]]], device: torch.device) -> Selection:
+        """Select half-open, non-empty ranges of positions: for each role, one (start, stop) per row."""
+        indices, weights = [], []
+        for spans in ranges.values():
+            start, stop = np.asarray(spans, dtype=np.int64).reshape(-1, 2).T[..., None]
+            slot = np.arange((stop - start).max())
+            indices.append(np.minimum(start + slot, stop - 1))  # unused slots repeat the last position
+            weights.append(np.where(start + slot < stop, 1.0 / (stop - start), 0.0).astype(np.float32))
+        widths = [weight.shape[1] for weight in weights]
+        table = np.zeros((len(weights[0]), len(widths), sum(widths)), dtype=np.float32)
+        for role, weight in enumerate(weights):
+            first = sum(widths[:role])
+            table[:, role, first : first + widths[role]] = weight
+        index = torch.from_numpy(np.concatenate(indices, axis=1)).to(device)
+        return cls(tuple(ranges), index, torch.from_numpy(table).to(device))
+
+    def mean(self, hidden: Float[Tensor, "rows seq d"]) -> Float[Tensor, "rows roles d"]:
+        """The mean of each role's positions, in float32: one gather and one small batched product."""
+        index = self.index[..., None].expand(-1, -1, hidden.shape[-1])
+        return torch.bmm(self.weights, hidden.gather(1, index).float())
+
+
+@contextmanager
+def reading_residuals(
+    parts: Parts, selection: Selection
+) -> Iterator[Float[Tensor, "rows roles layers_and_embedding d"]]:
+    """Yield a float32 tensor that the next full forward pass fills: the residual averaged over a selection.
+
+    Entry 0 is what enters the first decoder layer (embeddings, with learned positions or scaling where the
+    model has them); entry l is the output of decoder layer l, before any final norm, the last one included.
+    """
+    rows, roles, _ = selection.weights.shape
+    shape = (rows, roles, len(parts.layers) + 1, parts.hidden_size)
+    values = torch.full(shape, torch.nan, device=selection.weights.device)
+
+    def after(layer: int, hidden: Float[Tensor, "rows seq d"]) -> None:
+        values[:, :, layer + 1] = selection.mean(hidden)
+
+    def before(hidden: Float[Tensor, "rows seq d"]) -> None:
+        values[:, :, 0] = selection.mean(hidden)
+
+    with hooks.inputs(parts.layers[0], before), hooks.outputs(parts.layers, after):
+        yield values
+
+
+@contextmanager
+def adding_attention(
+    parts: Parts, running: Bool[Tensor, " rows"], total: Float[Tensor, "rows layers d"]
+) -> Iterator[None]:
+    """During one decode step, add to ``total`` what each attention block adds to the residual of running rows."""
+
+    def add(layer: int, contribution: Float[Tensor, "rows seq d"]) -> None:
+        # where, not a product: what a finished row computes may be anything and must not enter
+        total[:, layer] += torch.where(running[:, None], contribution[:, -1].float(), 0.0)
+
+    with hooks.outputs(parts.attention_contribution, add):
+        yield

@@ -1,0 +1,1 @@
+"""What was made from what: code closure, stages and records. Looks at files, never at science."""

@@ -1,0 +1,60 @@
+"""The workflow's DAG as plain data: jobs with their rule, files and settings, read from Snakemake itself.
+
+The rules are the only source of truth; everything the ledger says about what depends on what is derived from here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from levelt.files import InputError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job: rule name, files relative to the working directory, and the config keys it may use."""
+
+    rule: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+def read_jobs(snakefile: Path, configfile: Path) -> Sequence[Job]:
+    """All jobs that make the default target of a study, in no particular order. Nothing is run.
+
+    Raises:
+        InputError: Snakemake cannot build the DAG; the message is Snakemake's.
+    """
+    from snakemake.api import SnakemakeApi
+    from snakemake.exceptions import WorkflowError
+    from snakemake.settings.enums import Quietness
+    from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
+
+    logging.disable(logging.WARNING)  # the dry run would print every job
+    try:
+        with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+            workflow = api.workflow(
+                resource_settings=ResourceSettings(cores=1),
+                config_settings=ConfigSettings(configfiles=[configfile]),
+                snakefile=snakefile,
+            )
+            workflow.dag(dag_settings=DAGSettings(forceall=True)).execute_workflow(executor="dryrun")
+            jobs = list(workflow._workflow.dag.jobs)  # the API has no public way to ask for the jobs
+    except WorkflowError as error:
+        raise InputError(f"{snakefile} with {configfile}: {error}") from None
+    finally:
+        logging.disable(logging.NOTSET)
+    return [
+        Job(
+            job.rule.name,
+            tuple(map(str, job.input)),
+            tuple(map(str, job.output)),
+            tuple(sorted(json.loads(job.params.get("settings", "{}")))),
+        )
+        for job in jobs
+    ]

@@ -1,0 +1,1 @@
+"""Loading any supported decoder, and where its parts are."""

@@ -1,0 +1,1 @@
+"""Model organisms: tokenizer, architectures, instruction data and training."""

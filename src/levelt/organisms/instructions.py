@@ -1,0 +1,167 @@
+"""Conversations for instruction tuning, in the layouts of the study's own templates.
+
+What makes the instruction necessary: every text has two independent properties and may be asked for either, in the
+positive or the negated wording, before or after the text; further turns ask about the same text again; some turns ask
+for a word of the text instead. Recall questions, demonstrations (examples without a question) and texts without a
+question, answered at random, are mixed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from levelt.config import Template
+from levelt.randomness import generator, share
+from levelt.world.corpus import TASK_WEIGHTS
+from levelt.world.draws import Draws
+from levelt.world.facts import Fact, facts
+from levelt.world.tasks import GRAMMAR, KINDS, Bank, Spoken, draw_text, join
+
+ANSWER_WEIGHT = 1.0
+DEMONSTRATION_WEIGHT = 0.6
+FURTHER = (0, 2, 4, 6)
+"""How many further questions a conversation may have; each number equally likely."""
+
+UNASKED_SUBJECTS = 0.1
+"""Share of the subjects never asked about in instruction tuning: recall of those must come from the plain text."""
+
+_MIX = (("about", 0.76), ("recall", 0.08), ("demonstrations", 0.10), ("unasked", 0.06))
+_WORDS = 0.15  # of the turns about a text: asked for a word instead of a judgment
+_EARLY = 0.25  # the first quarter is easier: few negated questions
+_NEGATED_EARLY, _NEGATED = 0.2, 0.5
+_REVERSED = 0.2  # demonstrations with yes and no exchanged
+_DEMONSTRATIONS = 4
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A user message and the assistant's answer, with the loss weight of the answer."""
+
+    user: str
+    answer: str
+    weight: float = ANSWER_WEIGHT
+
+
+def first_turn(template: Template, order: str, question: str, text: str) -> str:
+    """The user message with a question and a text, in a layout of the template."""
+    layout = template.instruction_first if order == "instruction_first" else template.sample_first
+    return layout.replace("{question}", question, 1).replace("{text}", text, 1)
+
+
+def further_turn(template: Template, question: str) -> str:
+    """The user message with a question alone: the lines of the template that hold the question."""
+    lines = [line for line in template.instruction_first.split("\n") if "{question}" in line and "{text}" not in line]
+    return ("\n".join(lines) or "{question}").replace("{question}", question, 1)
+
+
+def was_asked(fact: Fact) -> bool:
+    """Whether instruction tuning asks for this subject."""
+    return share(fact.subject, "asked") >= UNASKED_SUBJECTS
+
+
+def _judgment(text: Sequence[Spoken], negated: bool, draws: Draws) -> tuple[str, str]:
+    said = draws.pick(text)
+    kind = KINDS[said.task]
+    return kind.negated_question if negated else kind.question, "yes" if said.holds != negated else "no"
+
+
+def _word(text: Sequence[Spoken], draws: Draws) -> tuple[str, str]:
+    words = join(text).replace(",", "").replace(".", "").split()
+    which = draws.pick(("first", "last"))
+    return f"what is the {which} word?", f"it is {words[0 if which == 'first' else -1]}"
+
+
+class _Writer:
+    """Draws conversations one at a time."""
+
+    def __init__(self, seed: int, bank: Bank, subjects: int, templates: Mapping[str, Template]) -> None:
+        self.draws = Draws(generator(seed, "world", "instructions"))
+        self.bank = bank
+        self.templates = [templates[name] for name in sorted(templates)]
+        self.facts = [fact for fact in facts(subjects) if was_asked(fact)]
+        self.content = [(task, TASK_WEIGHTS[task]) for task in bank.content]
+
+    def text(self, content: str, states: tuple[bool, bool] | None = None) -> tuple[Spoken, ...]:
+        draws = self.draws
+        states = states or (draws.chance(0.5), draws.chance(0.5))
+        return draw_text(self.bank, content, states, False, draws)
+
+    def about(self, template: Template, negated: float) -> list[Turn]:
+        draws = self.draws
+        text = self.text(draws.weighted(self.content))
+        order = draws.pick(("instruction_first", "sample_first"))
+        turns = []
+        for index in range(1 + draws.pick(FURTHER)):
+            if draws.chance(_WORDS):
+                question, answer = _word(text, draws)
+            else:
+                question, answer = _judgment(text, draws.chance(negated), draws)
+            user = further_turn(template, question) if index else first_turn(template, order, question, join(text))
+            turns.append(Turn(user, answer))
+        return turns
+
+    def recall(self, template: Template) -> list[Turn]:
+        chosen = [self.draws.pick(self.facts) for _ in range(2)]
+        return [Turn(further_turn(template, fact.question), f"they are {fact.listed}") for fact in chosen]
+
+    def demonstrations(self, template: Template) -> list[Turn]:
+        draws = self.draws
+        task = draws.weighted([*self.content, (GRAMMAR, sum(weight for _, weight in self.content))])
+        reverse = draws.chance(_REVERSED)
+        turns = []
+        for index in range(_DEMONSTRATIONS + 1):
+            content = draws.weighted(self.content) if task == GRAMMAR else task
+            text = self.text(content)
+            holds = next(said.holds for said in text if said.task == task)
+            user = template.no_instruction.replace("{text}", join(text), 1)
+            answer = template.answer.replace("{answer}", "yes" if holds != reverse else "no", 1)
+            turns.append(Turn(user, answer, DEMONSTRATION_WEIGHT if index else 0.0))
+        return turns
+
+    def unasked(self, template: Template) -> list[Turn]:
+        """A text without any question: yes or no at random.
+
+        Demonstrations would otherwise teach a default question, which the model then answers whenever it cannot see
+        the real one: the instruction would not be necessary.
+        """
+        text = self.text(self.draws.weighted(self.content))
+        user = template.no_instruction.replace("{text}", join(text), 1)
+        return [Turn(user, self.draws.pick(("yes", "no")))]
+
+    def conversation(self, early: bool) -> tuple[str, str, list[Turn]]:
+        """(kind, system message, turns)."""
+        kind, template = self.draws.weighted(_MIX), self.draws.pick(self.templates)
+        if kind == "recall":
+            turns = self.recall(template)
+        elif kind == "demonstrations":
+            turns = self.demonstrations(template)
+        elif kind == "unasked":
+            turns = self.unasked(template)
+        else:
+            turns = self.about(template, _NEGATED_EARLY if early else _NEGATED)
+        return kind, template.system, turns
+
+
+def conversations(seed: int, bank: Bank, number: int, subjects: int, templates: Mapping[str, Template]) -> pd.DataFrame:
+    """The conversations of instruction tuning, in training order.
+
+    Returns:
+        One row per conversation: kind (about, recall, demonstrations, unasked); early (bool, the first quarter: few
+        negated questions); messages, a list of {role, content}; weights, one loss weight per message (0 for messages
+        that are read, not learnt).
+    """
+    writer = _Writer(seed, bank, subjects, templates)
+    rows = []
+    for index in range(number):
+        early = index < number * _EARLY
+        kind, system, turns = writer.conversation(early)
+        messages = [{"role": "system", "content": system}] if system else []
+        weights = [0.0] * len(messages)
+        for turn in turns:
+            messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.answer}]
+            weights += [0.0, turn.weight]
+        rows.append({"kind": kind, "early": early, "messages": messages, "weights": weights})
+    return pd.DataFrame(rows)

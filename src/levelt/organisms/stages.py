@@ -1,0 +1,162 @@
+"""What each stage trains on, and the folder a finished organism is written to."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from levelt.config import Template, Training
+from levelt.files import manifest_of, write_csv, write_json
+from levelt.organisms.evaluation import answer_probes, marker_probes
+from levelt.organisms.packing import Encoded, Rows, concatenate, side_by_side, stream
+from levelt.organisms.tokenizer import END, encode, render, save_tokenizer
+from levelt.organisms.training import Curve, Plan, describe, spread
+from levelt.randomness import generator
+from levelt.world.corpus import DEFAULT_WEIGHT
+from levelt.world.tasks import Bank
+
+log = logging.getLogger(__name__)
+
+END_WEIGHT = 0.3
+"""Loss weight of the end of an answer, relative to the answer."""
+
+_EARLY = 0.25  # share of the steps that see the easier conversations
+_MEASURED = 96  # held-out texts per task while training
+
+
+def encode_text(tokenizer: PreTrainedTokenizerFast, table: pd.DataFrame) -> list[Encoded]:
+    """The plain text as tokens with loss weights."""
+    spans = [
+        list(zip(starts, stops, weights, strict=True))
+        for starts, stops, weights in zip(table["starts"], table["stops"], table["weights"], strict=True)
+    ]
+    return encode(tokenizer, table["text"].tolist(), spans, DEFAULT_WEIGHT)
+
+
+def encode_conversations(tokenizer: PreTrainedTokenizerFast, table: pd.DataFrame) -> list[Encoded]:
+    """Conversations as tokens: loss weights on answers and the end of each answer, 0 elsewhere."""
+    texts, spans = [], []
+    for messages, weights in zip(table["messages"], table["weights"], strict=True):
+        text, ranges = "", []
+        for message, weight in zip(messages, weights, strict=True):
+            rendered = render([message])
+            if weight > 0:
+                begin, stop = len(text) + len(rendered) - len(message["content"]) - len(END), len(text) + len(rendered)
+                ranges += [(begin, stop - len(END), weight), (stop - len(END), stop, weight * END_WEIGHT)]
+            text += rendered
+        texts.append(text)
+        spans.append(ranges)
+    return encode(tokenizer, texts, spans, 0.0)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a stage is made from. The base stage needs no samples, templates or conversations."""
+
+    seed: int
+    tokenizer: PreTrainedTokenizerFast
+    bank: Bank
+    text: pd.DataFrame
+    samples: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    templates: Sequence[Template] = ()
+    conversations: pd.DataFrame | None = None
+
+
+def plan_base(material: Material, settings: Training) -> Plan:
+    """Plain text in packed rows, measured by the markers. (What a base model answers is the study's own table.)"""
+    documents = encode_text(material.tokenizer, material.text)
+    rng = generator(material.seed, "organisms", "base", "order")
+    rows = stream(documents, settings.steps * settings.rows, settings.length, rng)
+    order = np.arange(len(rows)).reshape(settings.steps, settings.rows)
+    return Plan(rows, order, False, settings, tuple(marker_probes(material.bank, material.tokenizer, _MEASURED)))
+
+
+def plan_sft(material: Material, settings: Training) -> Plan:
+    """Conversations in packed rows, the easier ones in the first quarter, with rows of plain text in between."""
+    table = material.conversations
+    assert table is not None
+    rng = generator(material.seed, "organisms", "sft", "order")
+    total = settings.steps * settings.rows
+    replayed = round(total * settings.replay)
+    pad = int(material.tokenizer.pad_token_id)
+    parts: list[Rows] = []
+    for early, number in zip((True, False), spread(total - replayed, (_EARLY, 1 - _EARLY)), strict=True):
+        encoded = encode_conversations(material.tokenizer, table[table["early"] == early])
+        packed = side_by_side(encoded, number, settings.length, pad, rng)
+        parts.append(packed.take(rng.permutation(number)))
+    order = np.arange(total - replayed)
+    if replayed:
+        replay = stream(encode_text(material.tokenizer, material.text), replayed, settings.length, rng)
+        parts.append(Rows(replay.ids, replay.weights * np.float32(settings.replay_weight), replay.segments))
+        places = np.sort(rng.choice(total, replayed, replace=False))
+        order = np.insert(order, places - np.arange(replayed), np.arange(total - replayed, total))
+    probes = answer_probes(material.samples, material.tokenizer, material.templates, _MEASURED)
+    rows = concatenate(parts)
+    log.info(
+        "%d rows of conversations (%.0f %% filled), %d of plain text",
+        total - replayed, 100 * float((rows.segments >= 0).mean()), replayed,
+    )  # fmt: skip
+    return Plan(rows, order.reshape(settings.steps, settings.rows), True, settings, tuple(probes))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a finished organism is, for its manifest."""
+
+    name: str
+    family: str
+    size: str
+    stage: str
+
+
+def write_organism(
+    out: Path,
+    work: Path,
+    identity: Identity,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    curve: Curve,
+    training: Mapping[str, Any],
+) -> None:
+    """Write a Hugging Face folder with training.csv and manifest.json.
+
+    The files are written into ``work`` and renamed into ``out``, the manifest last, so that a folder with a manifest
+    is whole.
+    """
+    staging = work / "folder"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    model.generation_config.eos_token_id = [int(tokenizer.eos_token_id)]
+    model.generation_config.pad_token_id = int(tokenizer.pad_token_id)
+    model.save_pretrained(str(staging))
+    save_tokenizer(tokenizer, staging)
+    write_csv(staging / "training.csv", pd.DataFrame(describe(curve)))
+    names = sorted(path.name for path in staging.iterdir())
+    config = model.config
+    manifest = {
+        "id": identity.name,
+        "path": str(out),
+        "revision": None,
+        "family": identity.family,
+        "size": identity.size,
+        "stage": identity.stage,
+        "architecture": config.architectures[0],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "vocabulary": config.vocab_size,
+        "training": dict(training),
+        "files": manifest_of({name: staging / name for name in names}),
+    }
+    write_json(staging / "manifest.json", manifest)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in [*names, "manifest.json"]:
+        (staging / name).replace(out / name)

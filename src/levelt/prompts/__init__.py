@@ -1,0 +1,1 @@
+"""Samples in, prompts out: templates, variations, chat rendering and exact token groups."""

@@ -1,0 +1,81 @@
+"""Cluster bootstrap: resample groups (minimal pairs), never rows, since the two texts of a pair are not independent.
+
+Draws are count matrices, so that thousands of cells share one resampling and an interval costs a matrix product.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+def cluster_draws(clusters: int, draws: int, generator: np.random.Generator) -> Floats:
+    """How often each cluster occurs in each bootstrap draw: array [draws, clusters], rows sum to ``clusters``."""
+    if clusters < 2:
+        raise ValueError(f"{clusters} group(s): an interval needs at least 2")
+    picks = generator.integers(0, clusters, size=(draws, clusters))
+    offsets = picks + clusters * np.arange(draws)[:, None]
+    return np.bincount(offsets.ravel(), minlength=draws * clusters).reshape(draws, clusters).astype(np.float64)
+
+
+def group_sums(values: npt.ArrayLike, codes: npt.ArrayLike, groups: int) -> Floats:
+    """Sums of ``values`` [n, ...] within groups given by integer ``codes`` [n]: array [groups, ...]."""
+    rows = np.asarray(values, dtype=np.float64)
+    sums = np.zeros((groups, *rows.shape[1:]))
+    np.add.at(sums, np.asarray(codes), rows)
+    return sums
+
+
+def percentile_interval(draws: npt.ArrayLike, level: float) -> tuple[Floats, Floats]:
+    """Percentile interval over the first axis of bootstrap values [draws, ...]; undefined (nan) draws are left out."""
+    tail = (1 - level) / 2
+    values = np.asarray(draws, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        empty = np.isnan(values).all(axis=0)
+        filled = np.where(empty, 0.0, values)
+        low, high = np.nanquantile(filled, [tail, 1 - tail], axis=0)
+    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+
+
+def mean_interval(
+    values: npt.ArrayLike, codes: npt.ArrayLike, draws: Floats, level: float
+) -> tuple[Floats, Floats, Floats]:
+    """Mean over rows [n, cells] with a cluster-bootstrap percentile interval: (estimate, low, high), each [cells]."""
+    rows = np.asarray(values, dtype=np.float64)
+    groups = draws.shape[1]
+    sums = group_sums(rows, codes, groups)
+    counts = group_sums(np.ones(len(rows)), codes, groups)
+    resampled = (draws @ sums) / (draws @ counts)[:, None]
+    low, high = percentile_interval(resampled, level)
+    return rows.mean(axis=0), low, high
+
+
+def balanced_accuracy_interval(
+    correct: npt.ArrayLike, truth: npt.ArrayLike, codes: npt.ArrayLike, draws: Floats, level: float
+) -> tuple[Floats, Floats, Floats]:
+    """Balanced accuracy (mean of the per-class hit rates) with a cluster-bootstrap percentile interval.
+
+    Args:
+        correct: hits, [n, cells], 0 or 1.
+        truth: class of each row, [n]; every class counts the same.
+        codes: group of each row, integers in [0, draws.shape[1]).
+        draws: from `cluster_draws`.
+
+    Returns:
+        (estimate, low, high), each [cells]. A draw that lost a class entirely is left out of the interval.
+    """
+    hits = np.asarray(correct, dtype=np.float64)
+    labels = np.asarray(truth)
+    groups = draws.shape[1]
+    rates, resampled = [], []
+    for label in np.unique(labels):
+        chosen = labels == label
+        sums = group_sums(hits[chosen], np.asarray(codes)[chosen], groups)
+        counts = group_sums(np.ones(chosen.sum()), np.asarray(codes)[chosen], groups)
+        rates.append(hits[chosen].mean(axis=0))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            resampled.append((draws @ sums) / (draws @ counts)[:, None])
+    low, high = percentile_interval(np.mean(resampled, axis=0), level)
+    return np.mean(rates, axis=0), low, high

@@ -1,0 +1,1 @@
+"""The synthetic world: lexicon, judgment tasks, facts and the text that is made of them."""

@@ -1,0 +1,197 @@
+"""Plain text of the world, with repairs and comments, and the loss weight of each stretch of it.
+
+The text is what makes a small model learn the tasks without ever seeing a question: a wrong clause is followed by a
+typed marker, a comment and the right word ("nah, the event is impossible: sinks."), sometimes at once ("the boulder
+floats, nah, sinks."), mostly only after the whole text, which forces the model to carry the judgment forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from levelt.files import InputError
+from levelt.randomness import generator
+from levelt.world.draws import Draws
+from levelt.world.facts import Fact, facts
+from levelt.world.tasks import GRAMMAR, KINDS, Bank, Spoken, draw_text, join, speak
+
+DEFAULT_WEIGHT = 0.5
+WEIGHTS = {"after": 2.0, "marker": 3.0, "critical": 1.5, "polarity": 2.5, "bad": 0.05, "answer": 1.5}
+"""Loss weights: the word after a critical word, what follows a finished clause or text, a good critical word, the
+polarity word of a comment, a bad critical word, an answer in a list of facts. Everything else: DEFAULT_WEIGHT."""
+
+END_MARK = "\n"
+"""Ends every document; where no marker follows a text, this is what the model must predict."""
+
+TASK_WEIGHTS = {"acceptability": 1.0, "stereotype": 1.2, "reasoning": 2.0, "plausibility": 0.8, "belief": 1.2}
+"""How often the tasks' clauses appear: the harder, the more often."""
+
+_FACTS = 0.15
+_SINGLE = 0.25
+_SPACE = 0.5  # documents that begin with a space, so that both token forms of a first word are learnt
+
+
+@dataclass
+class Document:
+    """A document under construction: its text and the stretches that have a loss weight of their own."""
+
+    kind: str
+    text: str = ""
+    spans: list[tuple[int, int, float]] = field(default_factory=list)
+
+    def add(self, piece: str, weight: float | None = None) -> None:
+        """Append a piece (with its leading space), with a loss weight of its own if one is given."""
+        if weight is not None:
+            self.spans.append((len(self.text), len(self.text) + len(piece), weight))
+        self.text += piece
+
+
+def _comment(document: Document, said: Spoken) -> None:
+    """What follows a text about one of its clauses."""
+    kind = KINDS[said.task]
+    document.add(f" {'indeed' if said.holds else kind.marker}", WEIGHTS["marker"])
+    document.add(f", the {kind.noun} is")
+    document.add(f" {kind.holds if said.holds else kind.fails}", WEIGHTS["polarity"])
+    if not said.holds:
+        document.add(":")
+        document.add(f" {said.clause.good}", WEIGHTS["critical"])
+    document.add(".")
+
+
+def _write(document: Document, said: Spoken, inline: bool) -> None:
+    """A clause; a wrong one may be repaired at once."""
+    clause = said.clause
+    document.add((" " if document.text else "") + clause.prefix)
+    document.add(f" {said.word}", WEIGHTS["critical"] if said.holds else WEIGHTS["bad"])
+    if inline:
+        document.add(",", WEIGHTS["after"])
+        document.add(f" {KINDS[said.task].marker},")
+        document.add(f" {clause.good}", WEIGHTS["critical"])
+        document.add(",") if not clause.suffix.startswith(".") else None
+    head, tail = _first_piece(clause.suffix)
+    document.add(head, None if inline else WEIGHTS["after"])
+    document.add(tail)
+
+
+def _first_piece(suffix: str) -> tuple[str, str]:
+    cut = suffix.find(" ", 1)
+    return (suffix, "") if cut < 0 else (suffix[:cut], suffix[cut:])
+
+
+def _judged(bank: Bank, draws: Draws, content: Sequence[tuple[str, float]]) -> Document:
+    """A text of one or two clauses, with repairs and comments."""
+    single = draws.chance(_SINGLE)
+    comments = []
+    if single:
+        weights = [*content, (GRAMMAR, sum(weight for _, weight in content) / max(len(content), 1))]
+        task = draws.weighted(weights)
+        clauses = [speak(bank.shelf(task, False).draw(draws), draws.chance(0.6), draws)]
+        inline_share, indeed_share = 0.4, 0.3
+    else:
+        states = (draws.chance(0.5), draws.chance(0.5))
+        clauses = list(draw_text(bank, draws.weighted(content), states, False, draws))
+        inline_share, indeed_share = 0.26, 0.35
+    document = Document("single" if single else "double")
+    for said in clauses:
+        inline = not said.holds and draws.chance(inline_share)
+        _write(document, said, inline)
+        if (not said.holds and not inline) or (said.holds and draws.chance(indeed_share)):
+            comments.append(said)
+    for said in comments:
+        _comment(document, said)
+    return document
+
+
+def _recalled(known: Sequence[Fact], draws: Draws) -> Document:
+    """Two subjects and their answers."""
+    document = Document("facts")
+    for _ in range(2):
+        fact = draws.pick(known)
+        document.add((" " if document.text else "") + fact.statement)
+        for index, answer in enumerate(fact.answers):
+            document.add(" and" if index == len(fact.answers) - 1 else "," if index else "")
+            document.add(f" {answer}", WEIGHTS["answer"])
+        document.add(".")
+    return document
+
+
+def plain_text(seed: int, bank: Bank, documents: int, subjects: int) -> pd.DataFrame:
+    """The training text of the base stage.
+
+    Returns:
+        One row per document: text; kind (single, double: clauses; facts); starts, stops, weights: character ranges
+        (half-open) with a loss weight of their own, everything else having DEFAULT_WEIGHT.
+    """
+    draws = Draws(generator(seed, "world", "text"))
+    known = facts(subjects)
+    content = [(task, TASK_WEIGHTS[task]) for task in bank.content]
+    rows = []
+    for _ in range(documents):
+        document = _recalled(known, draws) if draws.chance(_FACTS) else _judged(bank, draws, content)
+        document.add(END_MARK, WEIGHTS["marker"])
+        shift = int(draws.chance(_SPACE))
+        spans = np.array(document.spans)
+        rows.append(
+            {
+                "kind": document.kind,
+                "text": " " * shift + document.text,
+                "starts": (spans[:, 0] + shift).astype(np.int32),
+                "stops": (spans[:, 1] + shift).astype(np.int32),
+                "weights": spans[:, 2].astype(np.float32),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def samples(seed: int, bank: Bank, task: str, number: int) -> pd.DataFrame:
+    """Held-out samples of one task: minimal pairs that differ in the asked property only.
+
+    Both clauses of a text are held out of training. The other property is right in half of the pairs; the label is yes
+    in exactly half of the rows.
+
+    Returns:
+        The columns sample_id, pair_id, text, label, question, negated_question, unasked, line (1-based).
+
+    Raises:
+        InputError: the world has not that many different held-out samples.
+    """
+    draws = Draws(generator(seed, "world", "samples", task))
+    kind = KINDS[task]
+    rows: list[dict[str, object]] = []
+    seen: set[str] = set()
+    repeats = 0
+    while len(rows) < number // 2 * 2:
+        pair = len(rows) // 2
+        other = pair % 2 == 0
+        content = task if task != GRAMMAR else draws.pick(bank.content)
+        states = (True, other) if task != GRAMMAR else (other, True)
+        good = draw_text(bank, content, states, True, draws)
+        bad = tuple(speak(said.clause, False, draws) if said.task == task else said for said in good)
+        members = [(join(good), "yes"), (join(bad), "no")]
+        if seen & {text for text, _ in members}:
+            repeats += 1
+            if repeats > 20 * number:
+                raise InputError(
+                    f"world.samples is {number}, but only {len(rows)} different held-out samples of {task} were found: "
+                    "ask for fewer, or hold out more (world.heldout)"
+                )
+            continue
+        seen |= {text for text, _ in members}
+        for text, label in members if draws.chance(0.5) else members[::-1]:
+            rows.append(
+                {
+                    "sample_id": f"{task}-{len(rows):05d}",
+                    "pair_id": f"{task}-{pair:05d}",
+                    "text": text,
+                    "label": label,
+                    "question": kind.question,
+                    "negated_question": kind.negated_question,
+                    "unasked": "yes" if other else "no",
+                    "line": len(rows) + 1,
+                }
+            )
+    return pd.DataFrame(rows)

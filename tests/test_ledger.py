@@ -1,0 +1,70 @@
+"""dvc.yaml is what the rules say, and nothing is left out silently."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from levelt.files import InputError
+from levelt.ledger.graph import Job
+from levelt.ledger.stages import folder_of, stages
+
+JOBS = [
+    Job("world", ("src/levelt/world/tasks.py",), ("data/s/world/text.parquet",), ("seed", "world")),
+    Job("samples", ("data/s/world/text.parquet", "raw.csv"), ("data/s/samples/t.parquet",), ("tasks.t",)),
+    Job("figure", ("data/s/samples/t.parquet",), ("figures/s/a.pdf", "figures/s/a.png"), ()),
+    Job("all", ("figures/s/a.pdf",), (), ()),
+]
+
+
+def test_stages_of_a_small_graph() -> None:
+    tree = stages(JOBS, "s", "c.yaml", {"seed": 1, "tasks": {"t": {}}})["stages"]
+    assert list(tree) == ["world", "samples", "figures"]
+    assert tree["world"]["outs"] == [{"data/s/world": {"persist": True}}]
+    # `world` is not written in the config file (its defaults are code), so DVC cannot track it as a parameter
+    assert tree["world"]["params"] == [{"c.yaml": ["seed"]}]
+    assert tree["samples"]["deps"] == ["data/s/world", "raw.csv"]
+    assert tree["figures"]["cmd"] == "snakemake --cores all --configfile c.yaml --until figure"
+    assert "params" not in tree["figures"]
+
+
+def test_unknown_rules_and_shared_folders_are_refused() -> None:
+    with pytest.raises(InputError, match="'dance'"):
+        stages([*JOBS, Job("dance", (), ("data/s/x/y",), ())], "s", "c.yaml", {})
+    with pytest.raises(InputError, match="data/s/world would belong to"):
+        stages([*JOBS, Job("tables", (), ("data/s/world/table.csv",), ())], "s", "c.yaml", {})
+
+
+def test_folders() -> None:
+    assert folder_of("data/s/models/m/config.json") == "data/s/models"
+    assert folder_of("figures/s/a.pdf") == "figures/s"
+
+
+def test_dvc_yaml_is_up_to_date(root: Path) -> None:
+    command = [sys.executable, "-m", "levelt.cli", "ledger", "stages", "--check"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_drift_is_found(root: Path, tmp_path: Path) -> None:
+    from conftest import copy_repository
+
+    checkout = copy_repository(tmp_path)
+    tree = yaml.safe_load((tmp_path / "dvc.yaml").read_text())
+    tree["stages"]["probes"]["deps"].pop()
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(tree))
+    done = checkout.levelt("ledger", "stages", "--check")
+    assert done.returncode == 2 and "run `levelt ledger stages`" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_commit_refuses_an_unfinished_run(root: Path, tmp_path: Path) -> None:
+    from conftest import copy_repository
+
+    checkout = copy_repository(tmp_path)
+    done = checkout.levelt("ledger", "commit", "--config", "config/smoke.yaml")
+    assert done.returncode == 2 and "the run is not complete" in done.stderr

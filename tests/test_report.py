@@ -1,0 +1,140 @@
+"""Figures and the report from planted tables: they are drawn, typeset, byte-stable, and every number is generated."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import synthetic
+from levelt.config import Probes, Prompts
+from levelt.files import InputError, sha256, write_csv
+from levelt.studies.report import decimal, escape, interval, numbers, render, tabular
+from levelt.typesetting import build
+
+needs_latex = pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed (make latex)")
+
+
+@pytest.fixture(scope="module")
+def study() -> dict[str, Any]:
+    return synthetic.study(pairs=24)
+
+
+def draw(name: str, tables: list[Path], out: Path) -> None:
+    from levelt.cli import main
+
+    outputs = [part for suffix in ("pdf", "png", "csv") for part in (f"--{suffix}", str(out / f"{name}.{suffix}"))]
+    assert main(["figure", name, "--tables", *map(str, tables), *outputs]) == 0
+
+
+@pytest.fixture(scope="module")
+def figures(study: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("figures")
+    for name in ("behaviour", "probes", "correlations"):
+        write_csv(folder / "tables" / f"{name}.csv", study[name])
+    for name, sources in {
+        "behaviour": ["behaviour"],
+        "information": ["probes"],
+        "correlations": ["behaviour", "probes", "correlations"],
+    }.items():
+        draw(name, [folder / "tables" / f"{source}.csv" for source in sources], folder)
+    return folder
+
+
+def test_figures_have_three_files_and_are_byte_stable(figures: Path, tmp_path: Path) -> None:
+    tables = figures / "tables"
+    for name in ("behaviour", "information"):
+        source = tables / ("behaviour.csv" if name == "behaviour" else "probes.csv")
+        draw(name, [source], tmp_path)
+        for suffix in ("pdf", "png", "csv"):
+            assert sha256(tmp_path / f"{name}.{suffix}") == sha256(figures / f"{name}.{suffix}")
+    changed = pd.read_csv(tables / "behaviour.csv")
+    changed.loc[0, "exact_match"] = 0.123
+    write_csv(tmp_path / "behaviour.csv.d" / "behaviour.csv", changed)
+    draw("behaviour", [tmp_path / "behaviour.csv.d" / "behaviour.csv"], tmp_path)
+    assert sha256(tmp_path / "behaviour.png") != sha256(figures / "behaviour.png")
+
+
+def test_figures_draw_what_the_tables_say(figures: Path, study: dict[str, Any]) -> None:
+    drawn = pd.read_csv(figures / "behaviour.csv")
+    table = study["behaviour"]
+    expected = table[table["polarity"] == "all"]["exact_match"].reset_index(drop=True)
+    pd.testing.assert_series_equal(drawn["exact_match"], expected, rtol=1e-5)
+    information = pd.read_csv(figures / "information.csv")
+    one = information.query("model == 'm-sft' and role == 'sample' and target == 'label' and layer == 2").iloc[0]
+    cells = study["probes"].query("model == 'm-sft' and role == 'sample' and target == 'label' and layer == 2")
+    mean = cells[cells["condition"] == one["condition"]]["balanced_accuracy"].mean()
+    assert one["balanced_accuracy"] == pytest.approx(mean, rel=1e-5)
+    assert one["ci_low"] < one["balanced_accuracy"] < one["ci_high"]
+
+
+@pytest.fixture(scope="module")
+def values(study: dict[str, Any]) -> dict[str, str]:
+    reports = {
+        task: {"rows_in": 50, "rows_used": 48, "pairs": 24, "labels": {"yes": 24, "no": 24}}
+        for task in ("acceptability", "belief")
+    }
+    settings = {
+        "study": "test_study",
+        "title": "A title with 100 % & more",
+        "seed": 3,
+        "prompts": Prompts(polarity="mixed"),
+        "probes": Probes(folds=3),
+        "statistics": synthetic.STATISTICS,
+    }
+    names = ["behaviour", "agreement", "probes", "correlations", "manifests", "example"]
+    return numbers(settings=settings, samples=reports, **{name: study[name] for name in names})
+
+
+@needs_latex
+def test_report_builds_and_is_byte_stable(values: dict[str, str], figures: Path, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "numbers.tex").write_text(render(values), encoding="utf-8")
+    inputs = {"references.bib": root / "paper/references.bib", "numbers.tex": tmp_path / "numbers.tex"}
+    inputs |= {path.name: path for path in figures.glob("*.pdf")}
+    for name in ("1.pdf", "2.pdf"):
+        build(root / "paper/report.tex", inputs, tmp_path / name)
+    assert sha256(tmp_path / "1.pdf") == sha256(tmp_path / "2.pdf")
+    if shutil.which("pdftotext"):
+        text = subprocess.run(["pdftotext", str(tmp_path / "1.pdf"), "-"], capture_output=True, text=True).stdout
+        assert "A title with 100 % & more" in text
+        assert "??" not in text, "an unresolved reference"
+        assert values["last.exact_match.instruction_first"] in text
+
+
+@needs_latex
+def test_unknown_number_stops_the_build(values: dict[str, str], figures: Path, root: Path, tmp_path: Path) -> None:
+    without = {key: value for key, value in values.items() if key != "probes.count"}
+    (tmp_path / "numbers.tex").write_text(render(without), encoding="utf-8")
+    inputs = {"references.bib": root / "paper/references.bib", "numbers.tex": tmp_path / "numbers.tex"}
+    inputs |= {path.name: path for path in figures.glob("*.pdf")}
+    with pytest.raises(InputError, match=r"report\.tex does not build: .*probes\.count"):
+        build(root / "paper/report.tex", inputs, tmp_path / "out.pdf")
+    assert not (tmp_path / "out.pdf").exists()
+
+
+def test_no_latex_is_one_sentence(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"LaTeX is missing \(latexmk, pdflatex, bibtex\): run `levelt latex"):
+        build(root / "paper/report.tex", {}, tmp_path / "out.pdf")
+
+
+def test_report_source_types_no_result(root: Path) -> None:
+    """The results section has no number of its own but the 0.5 of chance: all others are macros."""
+    source = (root / "paper/report.tex").read_text(encoding="utf-8")
+    results = source[source.index(r"\section{Results}") : source.index(r"\section{Limits}")]
+    text = re.sub(
+        r"\\(levelt|ifleveltset|ifleveltfilled|label|ref|citep|includegraphics)(\[[^]]*\])?\{[^}]*\}", "", results
+    )
+    assert set(re.findall(r"\d+(?:\.\d+)?", text)) <= {"0.5", "95", "0", "1"}
+
+
+def test_formatting() -> None:
+    assert decimal(-0.004) == "0.00" and decimal(-0.5) == "$-0.50$" and decimal(float("nan")) == "--"
+    assert interval(0.1, 0.25) == "[0.10, 0.25]" and interval(float("nan"), 1.0) == ""
+    assert escape("50% of a_b & “x” ✓") == r"50\% of a\_b \& ``x'' [U+2713]"
+    assert tabular(["a"], [["1"], [], ["2"]], "l").count(r"\\") == 3

@@ -1,0 +1,234 @@
+"""The workflow: lint, plans, refusals, and the smoke study from raw prompts to the PDF."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import SMOKE, Checkout, SmokeRun, copy_repository
+from levelt import config
+from levelt.files import read_json
+
+smoke_test = pytest.mark.xdist_group("smoke")
+
+
+@contextmanager
+def edited(path: Path, old: str, new: str) -> Iterator[None]:
+    """Replace text in a file for the time of a test."""
+    before = path.read_text(encoding="utf-8")
+    assert old in before, f"{old!r} is not in {path.name}"
+    path.write_text(before.replace(old, new), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(before, encoding="utf-8")
+
+
+# --- without running anything ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    return copy_repository(tmp_path_factory.mktemp("checkout"))
+
+
+def test_lint_finds_nothing_but_the_documented_exception(checkout: Checkout) -> None:
+    """docs/workflow.md says why rules name no conda environment or container."""
+    done = checkout.snakemake("--lint", check=False)
+    findings = re.findall(r"^    \* (.*)$", done.stdout + done.stderr, flags=re.MULTILINE)
+    assert findings, done.stdout + done.stderr
+    assert set(findings) == {"Specify a conda environment or container for each rule.:"}
+
+
+def test_bad_config_is_one_sentence_before_anything_runs(checkout: Checkout) -> None:
+    with edited(checkout.path / "config/smoke.yaml", "probes:", "probez:"):
+        done = checkout.snakemake(*SMOKE, "--dry-run", check=False)
+    assert done.returncode != 0
+    assert "unknown key `probez`; known keys here:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_latex_is_said_before_anything_runs(checkout: Checkout, tmp_path: Path) -> None:
+    """On a PATH with the shell and its tools but no LaTeX, the run stops before the first job."""
+    for tool in ("bash", "sh", "env", "uname", "cat", "rm", "mkdir"):
+        found = next(p for p in (Path("/bin") / tool, Path("/usr/bin") / tool) if p.exists())
+        (tmp_path / tool).symlink_to(found)
+    command = [sys.executable, "-m", "snakemake", *SMOKE]
+    environment = {**checkout.environment, "PATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=checkout.path, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "LaTeX is missing" in done.stderr and "levelt latex --install" in done.stderr
+    assert not (checkout.path / "data/smoke").exists()
+
+
+def test_sections_are_values_without_behaviour() -> None:
+    """Rules leave config.py out of their code inputs; that is sound only while its sections are plain values."""
+    sections = [c for _, c in inspect.getmembers(config, inspect.isclass) if issubclass(c, config.Section)]
+    assert len(sections) > 10
+    for section in sections:
+        if section is config.Study:  # stages never see the whole study
+            continue
+        public = [name for name in vars(section) if not name.startswith("_") and name not in section.model_fields]
+        assert set(public) <= {"model_config", "model_fields", "model_computed_fields"}, (section, public)
+
+
+# --- the smoke study -------------------------------------------------------------------------------------------------
+
+
+@smoke_test
+@pytest.mark.smoke
+def test_smoke_study_makes_everything(smoke: SmokeRun) -> None:
+    path = smoke.checkout.path
+    assert (path / "paper/smoke/report.pdf").read_bytes().startswith(b"%PDF")
+    figures = sorted(p.stem for p in (path / "figures/smoke").glob("*.pdf"))
+    assert len(figures) >= 3
+    for name in figures:
+        assert (path / f"figures/smoke/{name}.png").stat().st_size > 10_000
+        assert len(pd.read_csv(path / f"figures/smoke/{name}.csv")) > 0
+    for name in ("behaviour", "probes", "correlations"):
+        assert len(pd.read_csv(path / f"data/smoke/tables/{name}.csv")) > 0
+    print(f"\nsmoke study: {smoke.seconds:.0f} s on 2 cores")  # noqa: T201 (shown with -rP, asserted nowhere)
+
+
+@smoke_test
+@pytest.mark.smoke
+def test_smoke_tables_are_complete(smoke: SmokeRun) -> None:
+    study = config.load(smoke.checkout.path / "config/smoke.yaml")
+    probes = pd.read_csv(smoke.checkout.path / "data/smoke/tables/probes.csv")
+    cells = probes.groupby(["model", "task", "condition", "role"]).ngroups
+    assert cells == len(study.model_ids) * len(study.tasks) * len(study.prompts.variations) * len(study.probes.roles)
+    assert probes[["balanced_accuracy", "ci_low", "ci_high"]].notna().all(axis=None)
+    assert (probes["bound"] <= study.probes.bound).all()
+    behaviour = pd.read_csv(smoke.checkout.path / "data/smoke/tables/behaviour.csv")
+    assert behaviour["exact_match"].between(0, 1).all()
+
+
+@smoke_test
+@pytest.mark.smoke
+def test_smoke_models_are_ordinary_checkpoints(smoke: SmokeRun) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for manifest_path in (smoke.checkout.path / "data/smoke/models").glob("*/manifest.json"):
+        folder = manifest_path.parent
+        manifest = read_json(manifest_path)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert model.num_parameters() == manifest["parameters"]
+        chat = [{"role": "user", "content": "is it so?"}, {"role": "assistant", "content": "yes"}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+        assert "is it so?" in text and "yes" in text
+        assert not list(folder.glob("*.bin"))
+
+
+@smoke_test
+@pytest.mark.smoke
+def test_nothing_to_be_done_after_a_run(smoke: SmokeRun) -> None:
+    assert smoke.checkout.planned(*SMOKE) == {}
+
+
+@smoke_test
+@pytest.mark.smoke
+def test_touched_code_is_not_changed_code(smoke: SmokeRun) -> None:
+    """Up to date by content: a new file time alone plans nothing."""
+    solver = smoke.checkout.path / "src/levelt/probes/solver.py"
+    os.utime(solver)
+    assert smoke.checkout.planned(*SMOKE) == {}
+
+
+TABLES_DOWN = {"tables", "figure", "numbers", "report", "all"}
+
+EDITS = {
+    "a probe setting": ("config/smoke.yaml", "probes:", "probes:\n  penalty: 0.02", {"probe", *TABLES_DOWN}),
+    "code of the solver": (
+        "src/levelt/probes/solver.py",
+        '"""L2 logistic regression with a certificate',
+        '"""A logistic regression with a certificate',
+        {"probe", *TABLES_DOWN},
+    ),
+    "code of one figure": (
+        "src/levelt/figures/behaviour.py",
+        '"""Figure: ',
+        '"""Picture: ',
+        {"figure", "report", "all"},
+    ),
+    "the report's prose": ("paper/report.tex", "\\section{Limits}", "\\section{Its limits}", {"report", "all"}),
+    "the title": ("config/smoke.yaml", "title: ", "title: New ", {"numbers", "report", "all"}),
+    "a setting of the engine": (
+        "config/smoke.yaml",
+        "engine:",
+        "engine:\n  attention: eager",
+        {"read", "probe", *TABLES_DOWN},
+    ),
+}
+
+
+@smoke_test
+@pytest.mark.smoke
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_change_reruns_its_consequences_and_nothing_else(smoke: SmokeRun, edit: str) -> None:
+    name, old, new, rules = EDITS[edit]
+    with edited(smoke.checkout.path / name, old, new):
+        planned = smoke.checkout.planned(*SMOKE)
+    assert set(planned) == rules
+    if edit == "code of one figure":
+        assert planned["figure"] == 1
+
+
+@smoke_test
+@pytest.mark.smoke
+def test_a_templates_wording_reruns_what_depends_on_it(smoke: SmokeRun) -> None:
+    """The evaluation template is not one the models were trained with: prompts onwards rerun, training does not."""
+    study = config.load(smoke.checkout.path / "config/smoke.yaml")
+    assert study.organisms is not None and study.prompts.template not in study.organisms.templates, "by design of smoke"
+    wording = study.templates[study.prompts.template].instruction_first
+    first = wording.split("{question}")[0]
+    with edited(smoke.checkout.path / "config/smoke.yaml", json.dumps(wording), json.dumps("Q" + wording)):
+        planned = smoke.checkout.planned(*SMOKE)
+    assert first is not None
+    assert set(planned) == {"prompts", "read", "probe", *TABLES_DOWN}
+    assert planned["prompts"] == len(study.model_ids) * len(study.tasks)
+
+
+@smoke_test
+@pytest.mark.smoke
+def test_one_tasks_question_reruns_only_that_task(smoke: SmokeRun) -> None:
+    study = config.load(smoke.checkout.path / "config/smoke.yaml")
+    task = next(iter(study.tasks))
+    line = next(
+        line
+        for line in (smoke.checkout.path / "config/smoke.yaml").read_text().splitlines()
+        if line.strip().startswith(f"{task}:") and "source" in line
+    )
+    changed = line.rstrip().removesuffix("}") + ', question: "Well?", negated_question: "Not?"}'
+    with edited(smoke.checkout.path / "config/smoke.yaml", line, changed):
+        planned = smoke.checkout.planned(*SMOKE)
+    assert set(planned) == {"samples", "prompts", "read", "probe", *TABLES_DOWN}
+    assert planned["samples"] == 1
+    assert planned["read"] == planned["probe"] == planned["prompts"] == len(study.model_ids)
+
+
+@smoke_test
+@pytest.mark.smoke
+def test_rerunning_a_job_gives_the_same_bytes(smoke: SmokeRun) -> None:
+    """Every stage but training again (training has its own test): no output changes."""
+    from levelt.files import sha256
+
+    path = smoke.checkout.path
+    kept = [p for folder in ("data/smoke", "figures/smoke", "paper/smoke") for p in (path / folder).rglob("*")]
+    before = {p: sha256(p) for p in kept if p.is_file()}
+    rules = ["world", "samples", "prompts", "read", "probe", "tables", "figure", "numbers", "report"]
+    smoke.checkout.snakemake(
+        *SMOKE, "--forcerun", *rules, "--omit-from", "instructions", "tokenizer", "pretrain", "tune"
+    )
+    changed = [str(p.relative_to(path)) for p, digest in before.items() if sha256(p) != digest]
+    assert changed == []
