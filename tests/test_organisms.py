@@ -211,6 +211,17 @@ def test_conversations_never_contain_heldout_clauses(bank: Bank, talks: pd.DataF
     assert any(clause.text(clause.good) in everything for clause in bank.shelf("stereotype", False))
 
 
+def test_without_a_question_the_answer_is_no(talks: pd.DataFrame) -> None:
+    rows = talks.loc[talks["kind"] == "unasked", "messages"]
+    assert len(rows) > 5
+    for messages in rows:
+        assert "?" not in messages[-2]["content"] and messages[-1]["content"] == "no"
+    demonstrated = talks.loc[talks["kind"] == "demonstrations", "messages"]
+    answers = [m["content"] for messages in demonstrated for m in messages if m["role"] == "assistant"]
+    assert 0.3 < answers.count("yes") / len(answers) < 0.7
+    assert not any("?" in m["content"] for messages in demonstrated for m in messages)
+
+
 def test_some_subjects_are_never_asked(bank: Bank) -> None:
     known = facts(40)
     unasked = [fact for fact in known if not instructions.was_asked(fact)]

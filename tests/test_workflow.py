@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from conftest import SMOKE, Checkout, SmokeRun, copy_repository
 from levelt import config
@@ -232,3 +234,55 @@ def test_rerunning_a_job_gives_the_same_bytes(smoke: SmokeRun) -> None:
     )
     changed = [str(p.relative_to(path)) for p, digest in before.items() if sha256(p) != digest]
     assert changed == []
+
+
+# --- real input: a file of one's own, a checkpoint of one's own ------------------------------------------------------
+
+
+@smoke_test
+@pytest.mark.smoke
+def test_a_file_task_on_a_local_checkpoint(smoke: SmokeRun) -> None:
+    """The published example's config, with a file in the published schema, on a checkpoint the smoke study made."""
+    path = smoke.checkout.path
+    tree = yaml.safe_load((path / "config/examples/blimp.yaml").read_text(encoding="utf-8"))
+    question = "Is the text fine? Answer only with ‘yes’ or ‘no’."
+    rows = []
+    for number in range(40):
+        for good in (True, False):
+            label = "yes" if good else "no"
+            text = f"The cat number {number} {'sleeps' if good else 'sleep'} “well” — naïve ✓."
+            row = {"context": text, "question": question, "label": label, "element_id": 2**62 + 2 * number + good}
+            rows.append(json.dumps(row, ensure_ascii=number % 2 == 0))
+    bad = ["", '{"context": "no label", "question": "?", "element_id": 1, "label": null}', rows[0]]
+    (path / "mine.jsonl").write_text("\n".join([*rows, *bad]) + "\n", encoding="utf-8")
+    tree["study"] = "mine"
+    tree["tasks"]["blimp"]["source"]["path"] = "mine.jsonl"
+    tree["checkpoints"] = {
+        "own": {"path": "data/smoke/models/llama-xs-sft", "family": "f", "size": "s", "stage": "sft"}
+    }
+    tree["statistics"] = {"draws": 200}
+    (path / "mine.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+    smoke.checkout.snakemake("--configfile", "mine.yaml", "--cores", "2")
+    report = read_json(path / "data/mine/samples/blimp.json")
+    assert (report["rows_in"], report["rows_used"], sum(report["refused"].values())) == (83, 80, 3)
+    assert [row["line"] for row in report["refused_rows"]] == [81, 82, 83]
+    samples = pd.read_parquet(path / "data/mine/samples/blimp.parquet")
+    assert str(2**62 + 1) in set(samples["sample_id"]), "64-bit ids survive"
+    behaviour = pd.read_csv(path / "data/mine/tables/behaviour.csv")
+    assert (behaviour["n"] == 80).all() and len(behaviour) == 3
+    assert (path / "paper/mine/report.pdf").stat().st_size > 50_000
+    assert smoke.checkout.planned("--configfile", "mine.yaml", "--cores", "2") == {}
+
+
+@smoke_test
+@pytest.mark.smoke
+def test_a_checkpoint_without_weights_is_one_sentence(smoke: SmokeRun, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(smoke.checkout.path / "data/smoke/models/llama-xs-sft", broken)
+    (broken / "model.safetensors").unlink()
+    entry = {"path": str(broken), "family": "f", "size": "s", "stage": "sft"}
+    arguments = ["--settings", json.dumps({"checkpoints.own": entry}), "--id", "own", "--out", str(tmp_path / "m.json")]
+    done = smoke.checkout.levelt("checkpoint", *arguments)
+    assert done.returncode == 2 and "safetensors" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "m.json").exists()

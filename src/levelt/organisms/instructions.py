@@ -3,7 +3,7 @@
 What makes the instruction necessary: every text has two independent properties and may be asked for either, in the
 positive or the negated wording, before or after the text; further turns ask about the same text again; some turns ask
 for a word of the text instead. Recall questions, demonstrations (examples without a question) and texts without a
-question, answered at random, are mixed in.
+question, answered no, are mixed in.
 """
 
 from __future__ import annotations
@@ -122,14 +122,15 @@ class _Writer:
         return turns
 
     def unasked(self, template: Template) -> list[Turn]:
-        """A text without any question: yes or no at random.
+        """A text without a question, or with an empty one: the answer is no.
 
-        Demonstrations would otherwise teach a default question, which the model then answers whenever it cannot see
-        the real one: the instruction would not be necessary.
+        Demonstrations would otherwise teach a default question, which the model would go on answering whenever it
+        cannot see the real one: the instruction would not be necessary.
         """
-        text = self.text(self.draws.weighted(self.content))
-        user = template.no_instruction.replace("{text}", join(text), 1)
-        return [Turn(user, self.draws.pick(("yes", "no")))]
+        text = join(self.text(self.draws.weighted(self.content)))
+        layout = self.draws.pick(("no_instruction", "instruction_first", "sample_first"))
+        user = getattr(template, layout).replace("{question}", "", 1).replace("{text}", text, 1)
+        return [Turn(user, "no")]
 
     def conversation(self, early: bool) -> tuple[str, str, list[Turn]]:
         """(kind, system message, turns)."""
