@@ -28,8 +28,10 @@ TREE: dict[str, Any] = {
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    """The valid tree with one value set (or removed, when the value is ...)."""
+    """The valid tree with one value set (removed, when the value is ...; several at the top, when the path is empty)."""
     tree = copy.deepcopy(TREE)
+    if not path:
+        return {**tree, **value}
     node = tree
     *parents, last = path.split("/")
     for part in parents:
@@ -61,6 +63,11 @@ MISTAKES = {
     "no question": ("tasks/t/question", ..., r"tasks\.t needs `question`"),
     "label outside the options": ("tasks/t/source/labels", {"1": "maybe"}, r"\['maybe'\].*options \['yes', 'no'\]"),
     "world missing": ("tasks/t/source", {"kind": "world", "name": "belief"}, r"`world` is missing"),
+    "no such world task": (
+        "",
+        {"world": {}, "tasks": {"t": {"source": {"kind": "world", "name": "music"}}}},
+        r"tasks\.t: the world has no task 'music'; it has \['acceptability'",
+    ),
     "mixed without negation": ("prompts/polarity", "mixed", r"tasks\.t needs `negated_question`"),
     "unpinned hub": ("checkpoints/m/path", "hub:a/b", r"hub:a/b needs `revision`"),
 }

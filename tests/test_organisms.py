@@ -450,6 +450,7 @@ def test_the_same_command_gives_the_same_checkpoint(workshop: Path, tmp_path: Pa
     assert manifest["id"] == "llama-xs-sft" and manifest["path"] == str(folder) and manifest["revision"] is None
     assert (manifest["family"], manifest["size"], manifest["stage"]) == ("llama", "xs", "sft")
     assert manifest["training"]["stopped"] == "all steps done"
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in folder.iterdir())
     for name, entry in manifest["files"].items():
         assert entry == {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "training.csv"} <= set(

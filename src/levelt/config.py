@@ -334,6 +334,10 @@ class Study(Section):
             raise ValueError(f"checkpoints {clash} have the id of an organism")
         for name, task in self.tasks.items():
             source = task.source
+            if self.world and isinstance(source, WorldSource) and source.name not in self.world.tasks:
+                raise ValueError(
+                    f"tasks.{name}: the world has no task {source.name!r}; it has {list(self.world.tasks)}"
+                )
             no_question = isinstance(source, FileSource) and not source.columns.question and not task.question
             if no_question:
                 raise ValueError(f"tasks.{name} needs `question`, or `source.columns.question`")

@@ -159,4 +159,5 @@ def write_organism(
     write_json(staging / "manifest.json", manifest)
     out.mkdir(parents=True, exist_ok=True)
     for name in [*names, "manifest.json"]:
+        (staging / name).chmod(0o644)  # safetensors writes files only their owner can read
         (staging / name).replace(out / name)

@@ -49,7 +49,7 @@ OPPOSITES = (
     ("clean", "dirty"),
 )
 THINGS = ("soup", "room", "door", "towel", "plate", "wall")
-AGES = (10, 20, 30, 40, 50, 60, 70, 80)
+AGES = (10, 30, 50, 70)
 
 # plausibility: (what happens to the first things, what happens to the second things, first, second)
 EVENTS = (

@@ -142,7 +142,7 @@ _MAKERS = {
     "plausibility": _plausibility,
     "belief": _belief,
 }
-_FRAME_WEIGHTS = {"agreement": 0.6, "determiner": 0.4, "taxonomy": 0.35, "opposite": 0.35, "age": 0.3}
+_FRAME_WEIGHTS = {"agreement": 0.6, "determiner": 0.4, "taxonomy": 0.4, "opposite": 0.35, "age": 0.25}
 
 
 @dataclass(frozen=True)
