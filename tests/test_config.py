@@ -28,7 +28,7 @@ TREE: dict[str, Any] = {
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    """The valid tree with one value set (removed, when the value is ...; several at the top, when the path is empty)."""
+    """The valid tree with one value set (removed, when it is ...; several at the top, when the path is empty)."""
     tree = copy.deepcopy(TREE)
     if not path:
         return {**tree, **value}

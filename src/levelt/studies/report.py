@@ -110,6 +110,7 @@ def numbers(
     values["table.example"] = _example_table(example)
     values |= _stage_numbers(behaviour, manifests)
     values |= _spread_numbers(summary)
+    values |= _layer_numbers(probes, manifests[-1]["id"])
     values |= {f"published.{key}": decimal(value, 0 if value > 10 else 2) for key, value in VALUES.items()}
     return values
 
@@ -216,6 +217,16 @@ def _spread_numbers(summary: pd.DataFrame) -> dict[str, str]:
             spreads.append(float((means - means.mean()).abs().max()))
         out[f"spread.{role}"] = decimal(100 * sum(spreads) / len(spreads), 1)
         out[f"information.{role}"] = decimal(float(of_role["information"].mean()), 3)
+    return out
+
+
+def _layer_numbers(probes: pd.DataFrame, model: str) -> dict[str, str]:
+    """First and last layer of the study's last model with the instruction first: ``<end>.<role>.<target>``."""
+    cells = probes[(probes["model"] == model) & (probes["condition"] == "instruction_first")]
+    out = {}
+    for end, layer in (("first", 1), ("last", cells["layer"].max())):
+        means = cells[cells["layer"] == layer].groupby(["role", "target"])["balanced_accuracy"].mean()
+        out |= {f"{end}.{role}.{target}": decimal(float(value)) for (role, target), value in means.items()}
     return out
 
 
