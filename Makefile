@@ -35,7 +35,7 @@ plan: env ## what `make study` would run
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG) --dry-run
 
 test: env latex lint ## all checks and tests, the smoke study included
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 8
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 8
 
 lint: env ## formatting, lint, types, workflow lint, generated files
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from levelt.config import Probes, Statistics
 from levelt.studies.asymmetry import (
     agreement_table,
     behaviour_table,
+    blocking_table,
     correlations_table,
     describe_models,
     information,
@@ -126,5 +127,6 @@ def study(tasks: tuple[str, ...] = ("acceptability", "belief"), pairs: int = 40)
         "agreement": agreement_table(rows, models, STATISTICS, 0),
         "probes": probes,
         "information": summary,
+        "blocking": blocking_table(rows, pd.concat(hits), models, STATISTICS, 0),
         "correlations": correlations_table(rows, pd.concat(hits), summary, STATISTICS, 0),
     }

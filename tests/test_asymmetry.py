@@ -11,7 +11,7 @@ import pytest
 import synthetic
 from levelt.config import Probes
 from levelt.files import InputError
-from levelt.studies.asymmetry import correlations_table
+from levelt.studies.asymmetry import blocking_table, correlations_table, describe_models
 from levelt.studies.information import probe_task, targets_of
 
 
@@ -118,6 +118,28 @@ def test_correlations_find_a_planted_link_and_miss_an_absent_one(study: dict[str
         assert instances.loc[(task, "decision", "behaviour"), "tau"] == pytest.approx(1.0)
         assert abs(instances.loc[(task, "sample", "behaviour"), "tau"]) < 0.2
         assert instances.loc[(task, "decision", "behaviour"), "cells"] == 6
+
+
+def test_blocking_is_paired_with_the_same_prompts(study: dict[str, Any]) -> None:
+    """An intervention that makes every answer wrong and leaves the sample tokens alone."""
+    rows, hits = study["rows"], study["hits"]
+    first = rows["condition"] == "instruction_first"
+    blocked = rows[first].assign(condition="block_instruction_to_all", exact_match=False)
+    same = hits[hits["condition"] == "instruction_first"].assign(condition="block_instruction_to_all")
+    lost = [np.zeros(3) if role == "decision" else v for role, v in zip(same["role"], same["hits"], strict=True)]
+    models = describe_models(study["manifests"])
+    table = blocking_table(
+        pd.concat([rows, blocked]), pd.concat([hits, same.assign(hits=lost)]), models, synthetic.STATISTICS, 0
+    ).set_index(["model", "task", "role", "target"])
+    before = rows[first].groupby(["model", "task"])["exact_match"].mean()
+    for (model, task), rate in before.items():  # type: ignore[misc]
+        row = table.loc[(model, task, "behaviour", "answer")]
+        assert row["before"] == pytest.approx(rate) and row["change"] == pytest.approx(-rate)
+        assert row["ci_low"] < row["change"] < row["ci_high"] < 0
+        assert table.loc[(model, task, "sample", "label"), "change"] == 0
+        assert table.loc[(model, task, "decision", "label"), "ci_high"] < 0
+    empty = blocking_table(rows, hits, models, synthetic.STATISTICS, 0)
+    assert empty.empty and "change" in empty
 
 
 def test_cells_without_variance_are_counted_not_hidden(study: dict[str, Any]) -> None:

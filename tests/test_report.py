@@ -87,7 +87,7 @@ def values(study: dict[str, Any]) -> dict[str, str]:
         "probes": Probes(folds=3),
         "statistics": synthetic.STATISTICS,
     }
-    names = ["behaviour", "agreement", "probes", "correlations", "manifests", "example"]
+    names = ["behaviour", "agreement", "probes", "correlations", "blocking", "manifests", "example"]
     return numbers(settings=settings, samples=reports, **{name: study[name] for name in names})
 
 

@@ -21,8 +21,6 @@ from conftest import SMOKE, Checkout, SmokeRun, copy_repository
 from levelt import config
 from levelt.files import read_json
 
-smoke_test = pytest.mark.xdist_group("smoke")
-
 
 @contextmanager
 def edited(path: Path, old: str, new: str) -> Iterator[None]:
@@ -56,8 +54,9 @@ def test_bad_config_is_one_sentence_before_anything_runs(checkout: Checkout) -> 
     with edited(checkout.path / "config/smoke.yaml", "probes:", "probez:"):
         done = checkout.snakemake(*SMOKE, "--dry-run", check=False)
     assert done.returncode != 0
-    assert "unknown key `probez`; known keys here:" in done.stderr
-    assert "Traceback" not in done.stderr
+    said = done.stdout + done.stderr  # a dry run talks on stdout
+    assert "unknown key `probez`; known keys here:" in said
+    assert "Traceback" not in said
 
 
 def test_no_latex_is_said_before_anything_runs(checkout: Checkout, tmp_path: Path) -> None:
@@ -87,7 +86,6 @@ def test_sections_are_values_without_behaviour() -> None:
 # --- the smoke study -------------------------------------------------------------------------------------------------
 
 
-@smoke_test
 @pytest.mark.smoke
 def test_smoke_study_makes_everything(smoke: SmokeRun) -> None:
     path = smoke.checkout.path
@@ -102,7 +100,6 @@ def test_smoke_study_makes_everything(smoke: SmokeRun) -> None:
     print(f"\nsmoke study: {smoke.seconds:.0f} s on 2 cores")  # noqa: T201 (shown with -rP, asserted nowhere)
 
 
-@smoke_test
 @pytest.mark.smoke
 def test_smoke_tables_are_complete(smoke: SmokeRun) -> None:
     study = config.load(smoke.checkout.path / "config/smoke.yaml")
@@ -115,7 +112,6 @@ def test_smoke_tables_are_complete(smoke: SmokeRun) -> None:
     assert behaviour["exact_match"].between(0, 1).all()
 
 
-@smoke_test
 @pytest.mark.smoke
 def test_smoke_models_are_ordinary_checkpoints(smoke: SmokeRun) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -132,13 +128,11 @@ def test_smoke_models_are_ordinary_checkpoints(smoke: SmokeRun) -> None:
         assert not list(folder.glob("*.bin"))
 
 
-@smoke_test
 @pytest.mark.smoke
 def test_nothing_to_be_done_after_a_run(smoke: SmokeRun) -> None:
     assert smoke.checkout.planned(*SMOKE) == {}
 
 
-@smoke_test
 @pytest.mark.smoke
 def test_touched_code_is_not_changed_code(smoke: SmokeRun) -> None:
     """Up to date by content: a new file time alone plans nothing."""
@@ -174,7 +168,6 @@ EDITS = {
 }
 
 
-@smoke_test
 @pytest.mark.smoke
 @pytest.mark.parametrize("edit", EDITS)
 def test_a_change_reruns_its_consequences_and_nothing_else(smoke: SmokeRun, edit: str) -> None:
@@ -186,7 +179,6 @@ def test_a_change_reruns_its_consequences_and_nothing_else(smoke: SmokeRun, edit
         assert planned["figure"] == 1
 
 
-@smoke_test
 @pytest.mark.smoke
 def test_a_templates_wording_reruns_what_depends_on_it(smoke: SmokeRun) -> None:
     """The evaluation template is not one the models were trained with: prompts onwards rerun, training does not."""
@@ -201,7 +193,6 @@ def test_a_templates_wording_reruns_what_depends_on_it(smoke: SmokeRun) -> None:
     assert planned["prompts"] == len(study.model_ids) * len(study.tasks)
 
 
-@smoke_test
 @pytest.mark.smoke
 def test_one_tasks_question_reruns_only_that_task(smoke: SmokeRun) -> None:
     study = config.load(smoke.checkout.path / "config/smoke.yaml")
@@ -219,7 +210,6 @@ def test_one_tasks_question_reruns_only_that_task(smoke: SmokeRun) -> None:
     assert planned["read"] == planned["probe"] == planned["prompts"] == len(study.model_ids)
 
 
-@smoke_test
 @pytest.mark.smoke
 def test_rerunning_a_job_gives_the_same_bytes(smoke: SmokeRun) -> None:
     """Every stage but training again (training has its own test): no output changes."""
@@ -239,7 +229,6 @@ def test_rerunning_a_job_gives_the_same_bytes(smoke: SmokeRun) -> None:
 # --- real input: a file of one's own, a checkpoint of one's own ------------------------------------------------------
 
 
-@smoke_test
 @pytest.mark.smoke
 def test_a_file_task_on_a_local_checkpoint(smoke: SmokeRun) -> None:
     """The published example's config, with a file in the published schema, on a checkpoint the smoke study made."""
@@ -274,7 +263,6 @@ def test_a_file_task_on_a_local_checkpoint(smoke: SmokeRun) -> None:
     assert smoke.checkout.planned("--configfile", "mine.yaml", "--cores", "2") == {}
 
 
-@smoke_test
 @pytest.mark.smoke
 def test_a_checkpoint_without_weights_is_one_sentence(smoke: SmokeRun, tmp_path: Path) -> None:
     broken = tmp_path / "broken"

@@ -11,7 +11,7 @@ from levelt.config import Settings
 from levelt.files import read_json, write_text
 from levelt.studies.report import numbers, render
 
-TABLES = ["behaviour", "agreement", "probes", "correlations"]
+TABLES = ["behaviour", "agreement", "probes", "correlations", "blocking"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from levelt.files import read_json, write_csv
 from levelt.studies.asymmetry import (
     agreement_table,
     behaviour_table,
+    blocking_table,
     correlations_table,
     describe_models,
     information,
@@ -41,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     write_csv(arguments.out / "behaviour.csv", behaviour_table(behaviour, models, statistics, seed))
     write_csv(arguments.out / "agreement.csv", agreement_table(behaviour, models, statistics, seed))
     write_csv(arguments.out / "probes.csv", probes)
+    write_csv(arguments.out / "blocking.csv", blocking_table(behaviour, hits, models, statistics, seed))
     write_csv(arguments.out / "correlations.csv", correlations)
 
 

@@ -17,6 +17,7 @@ from levelt.config import Statistics
 from levelt.randomness import generator
 from levelt.statistics.correlation import kendall
 from levelt.statistics.resampling import cluster_draws, mean_interval, percentile_interval
+from levelt.studies.information import VARIATIONS, variation_of
 
 MODEL_COLUMNS = ["model", "family", "size", "parameters", "stage"]
 
@@ -65,7 +66,7 @@ def agreement_table(behaviour: pd.DataFrame, models: pd.DataFrame, statistics: S
     rows = []
     for (model, task), cell in behaviour.groupby(["model", "task"], sort=False, observed=True):
         outcomes = cell.pivot(index=["sample_id", "pair_id"], columns="condition", values="exact_match").astype(float)
-        conditions = list(dict.fromkeys(cell["condition"]))
+        conditions = [name for name in dict.fromkeys(cell["condition"]) if name in VARIATIONS]
         combinations = list(itertools.combinations(conditions, 2))
         if len(conditions) > 2:
             combinations.append(tuple(conditions))
@@ -81,6 +82,52 @@ def agreement_table(behaviour: pd.DataFrame, models: pd.DataFrame, statistics: S
             rows.append(row | {"expected": right.prod() + (1 - right).prod()})
     columns = ["model", "task", "conditions", "n", "agreement", "ci_low", "ci_high", "expected"]
     return _with_models(pd.DataFrame(rows, columns=columns), models)
+
+
+def blocking_table(
+    behaviour: pd.DataFrame, hits: pd.DataFrame, models: pd.DataFrame, statistics: Statistics, seed: int
+) -> pd.DataFrame:
+    """What each intervention changes, against the same prompts without it (methods/1 section 9, rows 8 and 9).
+
+    One row per model, task, intervention and quantity: ``exact_match``, or the information at a role about a target
+    (accuracy of the out-of-fold probes, mean over layers 1..L; the probes are fitted within each condition). ``change``
+    is the mean of the paired differences, ``before`` the value without the intervention; intervals resample pairs.
+    A study without interventions has no rows.
+    """
+    quantities = [
+        behaviour[["model", "task", "condition", "prompt_id", "pair_id"]].assign(
+            quantity="exact_match", role="behaviour", target="answer", value=behaviour["exact_match"].astype(float)
+        ),
+        hits[["model", "task", "condition", "prompt_id", "pair_id", "role", "target"]].assign(
+            quantity="information", value=_shares(hits)
+        ),
+    ]
+    table = pd.concat(quantities, ignore_index=True)
+    keys = ["model", "task", "quantity", "role", "target"]
+    before = table[table["condition"] == variation_of("")].drop(columns=["condition", "pair_id"])
+    blocked = table[~table["condition"].isin(VARIATIONS)]
+    paired = blocked.merge(before, on=[*keys, "prompt_id"], suffixes=("", "_before"), validate="many_to_one")
+    rows = []
+    for cell, part in paired.groupby([*keys, "condition"], sort=False, observed=True):
+        codes, groups = pd.factorize(part["pair_id"])
+        draws = cluster_draws(len(groups), statistics.draws, generator(seed, "blocking", str(cell[1])))
+        change = (part["value"] - part["value_before"]).to_numpy()[:, None]
+        mean, low, high = mean_interval(change, codes, draws, statistics.level)
+        rows.append(
+            dict(zip([*keys, "condition"], cell, strict=True))
+            | {"n": len(part), "groups": len(groups), "before": part["value_before"].mean()}
+            | {"change": mean[0], "ci_low": low[0], "ci_high": high[0]}
+        )
+    columns = [*keys, "condition", "n", "groups", "before", "change", "ci_low", "ci_high"]
+    return _with_models(pd.DataFrame(rows, columns=columns), models)
+
+
+def _shares(hits: pd.DataFrame) -> list[float]:
+    """Share of layers 1..L whose out-of-fold probe is right, by row."""
+    return [
+        float(np.asarray(values)[max(0, 1 - first) :].mean())
+        for values, first in zip(hits["hits"], hits["first_layer"], strict=True)
+    ]
 
 
 def probes_table(probes: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
@@ -126,11 +173,8 @@ def _instance_correlations(
     behaviour: pd.DataFrame, hits: pd.DataFrame, pairs: list[tuple[str, str]], statistics: Statistics, seed: int
 ) -> list[dict[str, Any]]:
     label = hits[hits["target"] == "label"].copy()
-    label["share"] = [
-        np.asarray(values)[max(0, 1 - first) :].mean()
-        for values, first in zip(label["hits"], label["first_layer"], strict=True)
-    ]
-    keys = ["model", "task", "prompt_id"]
+    label["share"] = _shares(label)
+    keys = ["model", "task", "condition", "prompt_id"]
     wide = label.pivot(index=keys, columns="role", values="share").reset_index()
     merged = behaviour.merge(wide, on=keys, how="inner", validate="one_to_one")
     merged["behaviour"] = merged["exact_match"].astype(float)

@@ -8,6 +8,7 @@ is negated) and ``unasked`` (the text's other property).
 from __future__ import annotations
 
 import logging
+import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from levelt.config import Probes, Statistics
+from levelt.config import Probes, Statistics, Variation
 from levelt.files import InputError
 from levelt.probes.grid import out_of_fold
 from levelt.randomness import generator
@@ -26,6 +27,14 @@ log = logging.getLogger(__name__)
 
 SITES = {"sample": "residual", "output": "attention", "decision": "residual"}
 """The site read at each role (design.md, *role*; the output role as published: methods/1 section 3)."""
+
+VARIATIONS: tuple[str, ...] = typing.get_args(Variation)
+
+
+def variation_of(condition: str) -> str:
+    """The prompt variation of a condition: itself, or the one whose prompts an intervention changes."""
+    return condition if condition in VARIATIONS else "instruction_first"
+
 
 FIRST_LAYER = {"residual": 0, "attention": 1}
 """The layer of a site's first entry: the residual stream starts with the embeddings, attention with layer 1."""
@@ -83,7 +92,7 @@ def probe_task(
     scores: list[pd.DataFrame] = []
     hits: list[pd.DataFrame] = []
     for condition, arrays in activations.items():
-        chosen = prompts[prompts["condition"] == condition].reset_index(drop=True)
+        chosen = prompts[prompts["condition"] == variation_of(condition)].reset_index(drop=True)
         affirmative = chosen["options"].iloc[0][0]
         for role in probes.roles:
             site = SITES[role]

@@ -15,4 +15,9 @@ VALUES = {
     "agreement.instruction_first.demonstrations": 60.0,  # row 6
     "agreement.sample_first.demonstrations": 58.0,  # row 6
     "agreement.all": 48.0,  # row 7
+    "change.block_instruction_to_all.behaviour": -58.0,  # row 8, percentage points of exact match
+    "change.block_instruction_to_all.sample": -0.8,  # row 8, probing accuracy
+    "change.block_instruction_to_all.output": -3.0,  # row 8
+    "change.block_instruction_to_sample.behaviour": -4.0,  # row 9
+    "change.block_instruction_to_sample.sample": -0.8,  # row 9
 }

@@ -70,6 +70,7 @@ def numbers(
     agreement: pd.DataFrame,
     probes: pd.DataFrame,
     correlations: pd.DataFrame,
+    blocking: pd.DataFrame,
     manifests: Sequence[Mapping[str, Any]],
     samples: Mapping[str, Mapping[str, Any]],
     example: pd.DataFrame,
@@ -78,7 +79,7 @@ def numbers(
 
     Args:
         settings: study, title, seed, prompts, probes, statistics, tasks (typed sections).
-        behaviour, agreement, probes, correlations: the study's tables.
+        behaviour, agreement, probes, correlations, blocking: the study's tables.
         manifests: of every model.
         samples: task -> samples report.
         example: the prompts of one model and task, of which the first sample is shown.
@@ -107,11 +108,13 @@ def numbers(
     values["table.information"] = _information_table(summary)
     values["table.correlations"] = _correlations_table(correlations)
     values["table.agreement"] = _agreement_table(agreement)
+    values["table.blocking"] = _blocking_table(blocking)
     values["table.example"] = _example_table(example)
     values |= _stage_numbers(behaviour, manifests)
     values |= _spread_numbers(summary)
     values |= _layer_numbers(probes, manifests[-1]["id"])
     values |= _tau_numbers(correlations)
+    values |= _blocking_numbers(blocking, manifests[-1]["id"])
     values |= {f"published.{key}": _published(key, value) for key, value in VALUES.items()}
     return values
 
@@ -128,7 +131,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _published(key: str, value: float) -> str:
-    return decimal(value, {"spread": 1, "tau": 2, "agreement": 0}[key.split(".")[0]])
+    return decimal(value, {"spread": 1, "tau": 2, "agreement": 0, "change": 1}[key.split(".")[0]])
 
 
 def _power(value: float) -> str:
@@ -273,6 +276,45 @@ def _agreement_table(agreement: pd.DataFrame) -> str:
         model = rf"\texttt{{{escape(r['model'])}}}"
         rows.append([model, shown, decimal(100 * r["agreement"], 0), decimal(100 * r["expected"], 0), published])
     return tabular(["model", "variations", "agree (\\%)", "by chance (\\%)", "published (\\%)"], rows, "llrrr")
+
+
+_BLOCKING_COLUMNS = {
+    ("behaviour", "answer"): "exact match",
+    ("sample", "label"): "label at sample",
+    ("output", "label"): "label at output",
+    ("decision", "label"): "label at decision",
+    ("decision", "unasked"): "unasked at decision",
+}
+
+
+def _blocking_means(blocking: pd.DataFrame) -> pd.Series:
+    """Mean change over tasks, in percentage points, by model, condition, role and target."""
+    return 100 * blocking.groupby(["model", "condition", "role", "target"], sort=False)["change"].mean()
+
+
+def _blocking_table(blocking: pd.DataFrame) -> str:
+    if blocking.empty:
+        return ""
+    means = _blocking_means(blocking)
+    rows: list[list[str]] = []
+    for model, of_model in means.groupby("model", sort=False):
+        for condition, cell in of_model.groupby("condition", sort=False):
+            values = cell.droplevel(["model", "condition"])
+            row = [rf"\texttt{{{escape(str(model))}}}", escape(str(condition).replace("_", " "))]
+            rows.append([*row, *(decimal(values.get(key, math.nan), 1) for key in _BLOCKING_COLUMNS)])
+        rows.append([])
+    return tabular(["model", "condition", *_BLOCKING_COLUMNS.values()], rows[:-1], "llrrrrr")
+
+
+def _blocking_numbers(blocking: pd.DataFrame, model: str) -> dict[str, str]:
+    """Mean changes of the study's last model: ``change.<condition>.<role>.<target>``, percentage points."""
+    if blocking.empty:
+        return {}
+    means = _blocking_means(blocking[blocking["model"] == model]).reset_index(name="value")
+    return {
+        ".".join(["change", *key]): decimal(value, 1)
+        for *key, value in means[["condition", "role", "target", "value"]].itertuples(index=False)
+    }
 
 
 def _stage_numbers(behaviour: pd.DataFrame, manifests: Sequence[Mapping[str, Any]]) -> dict[str, str]:
