@@ -34,7 +34,7 @@ FIGURE_TABLES = {
     "information": ["probes"],
     "correlations": ["behaviour", "probes", "correlations"],
 }
-REPORT_TABLES = ["behaviour", "agreement", "probes", "correlations"]
+REPORT_TABLES = ["behaviour", "agreement", "probes", "correlations", "blocking"]
 FIGURES = [*FIGURE_TABLES, *(["training"] if ORGANISMS else [])]
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]

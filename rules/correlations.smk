@@ -14,6 +14,7 @@ rule tables:
         agreement=f"{DATA}/tables/agreement.csv",
         probes=f"{DATA}/tables/probes.csv",
         correlations=f"{DATA}/tables/correlations.csv",
+        blocking=f"{DATA}/tables/blocking.csv",
     log:
         f"{LOGS}/tables.log",
     benchmark:
