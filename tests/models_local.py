@@ -51,9 +51,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, **_WINDOWED},
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "n_positions": 128},
     "gpt_neox": {"rotary_pct": 0.5, "use_parallel_residual": True, "hidden_dropout": 0.0},
+    "cohere": {"tie_word_embeddings": False, "logit_scale": 0.5},
 }
 """What differs from the shared config, by model type. Windows are shorter than the prompts of the tests; with tied
-embeddings a random Gemma-2 only repeats its input."""
+embeddings a random Gemma-2 or Cohere only repeats its input."""
 
 EAGER_ONLY = {"gemma2"}
 """Families whose attention soft-capping has no sdpa kernel."""

@@ -69,6 +69,8 @@ MISTAKES = {
         r"tasks\.t: the world has no task 'music'; it has \['acceptability'",
     ),
     "mixed without negation": ("prompts/polarity", "mixed", r"tasks\.t needs `negated_question`"),
+    "unknown intervention": ("engine/interventions", ["block_all"], r"`engine\.interventions\.0`: .*'block_nothing'"),
+    "an intervention twice": ("engine/interventions", ["block_nothing"] * 2, r"each intervention once"),
     "unpinned hub": ("checkpoints/m/path", "hub:a/b", r"hub:a/b needs `revision`"),
 }
 
@@ -81,6 +83,15 @@ def test_mistakes(mistake: str) -> None:
         validate(changed(path, value), "c.yaml")
     assert str(caught.value).startswith("c.yaml: ")
     assert "\n" not in str(caught.value)
+
+
+def test_interventions_need_the_prompts_they_change() -> None:
+    tree = changed("engine/interventions", ["isolate_sample", "block_nothing"])
+    assert validate(tree).conditions[-2:] == ["isolate_sample", "block_nothing"]
+    assert validate(TREE).conditions == validate(TREE).prompts.variations
+    tree["prompts"] = {"variations": ["sample_first"]}
+    with pytest.raises(InputError, match=r"engine\.interventions .* instruction_first .*\['sample_first'\]"):
+        validate(tree)
 
 
 def test_files_that_are_not_configs(tmp_path: Path) -> None:

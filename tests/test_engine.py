@@ -26,6 +26,7 @@ from levelt.cli import main
 from levelt.config import Engine
 from levelt.engine.answers import Behaviour, judge, normalised
 from levelt.engine.generate import Batch, decode, plan_batches
+from levelt.engine.plans import CONDITIONS
 from levelt.engine.run import Readings, read_prompts
 from levelt.engine.sites import Selection, adding_attention, reading_residuals
 from levelt.files import InputError, read_arrays, sha256
@@ -564,6 +565,64 @@ def test_read_command_twice_gives_the_same_bytes(arguments: dict[str, str], tmp_
     assert (tmp_path / "behaviour.parquet").read_bytes() == (tmp_path / "again.parquet").read_bytes()
     for path in sorted((tmp_path / "activations").iterdir()):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def intervened(arguments: dict[str, str], names: Sequence[str]) -> dict[str, str]:
+    settings = json.loads(arguments["--settings"])
+    settings["engine"]["interventions"] = list(names)
+    return arguments | {"--settings": json.dumps(settings)}
+
+
+def test_read_command_writes_interventions_beside_the_variations(arguments: dict[str, str], tmp_path: Path):
+    """A file and behaviour rows for each; what was there without interventions stays the same, byte for byte."""
+    names = ["block_nothing", "isolate_sample", "block_sample_to_output", "block_sample_to_output_as_released"]
+    assert command(arguments) == 0
+    variations = ["instruction_first", "sample_first"]
+    before = {name: (tmp_path / f"activations/{name}.safetensors").read_bytes() for name in variations}
+    behaviour = pd.read_parquet(tmp_path / "behaviour.parquet")
+    manifest = json.loads((tmp_path / "activations/manifest.json").read_text())
+    assert command(intervened(arguments, names)) == 0
+    for name in variations:
+        assert (tmp_path / f"activations/{name}.safetensors").read_bytes() == before[name]
+    after = json.loads((tmp_path / "activations/manifest.json").read_text())
+    conditions = after.pop("conditions")
+    assert list(conditions) == variations + names
+    assert {name: conditions[name] for name in variations} == manifest.pop("conditions") and after == manifest
+    table = pd.read_parquet(tmp_path / "behaviour.parquet")
+    assert list(dict.fromkeys(table["condition"])) == variations + names
+    pd.testing.assert_frame_equal(table[table["condition"].isin(variations)], behaviour)
+    first, metadata = read_arrays(tmp_path / "activations/instruction_first.safetensors")
+    assert "plan" not in metadata and "interventions" not in metadata["settings"]
+    for name in names:
+        rows = table[table["condition"] == name]
+        assert rows["prompt_id"].tolist() == behaviour["prompt_id"][: len(PROMPTS)].tolist()
+        arrays, metadata = read_arrays(tmp_path / f"activations/{name}.safetensors")
+        assert metadata["plan"] == CONDITIONS[name].to_json() == conditions[name]["plan"]
+        assert conditions[name]["plans"] == [CONDITIONS[name].digest]
+        assert (
+            metadata["condition"] == name and rows["output_positions"].tolist() == arrays["output.positions"].tolist()
+        )
+        difference = gap(arrays["decision.residual"][:, 2:], first["decision.residual"][:, 2:])
+        assert difference < TOLERANCE if name == "block_nothing" else difference > 1e-2
+        removed = conditions[name]["removed_edges"]
+        assert (removed[1] > 0, conditions[name]["fewest_removed_edges"] > 0) == (name != "block_nothing",) * 2
+        assert (removed[0] > 0) == (name in names[1:3])
+
+
+def test_read_command_refuses_interventions_it_cannot_make(
+    arguments: dict[str, str], capsys: pytest.CaptureFixture[str]
+):
+    def refused(*names: str) -> str:
+        assert command(intervened(arguments, names)) == 2
+        assert not Path(arguments["--activations"]).exists()
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert "block_instruction_to_all: prompt 0: no token group instruction, only sample, decision" in refused(
+        "isolate_sample", "block_instruction_to_all"
+    )
+    table = pd.read_parquet(arguments["--prompts"])
+    table[table["condition"] == "sample_first"].to_parquet(arguments["--prompts"])
+    assert "no prompts of the condition instruction_first, which the interventions change" in refused("isolate_sample")
 
 
 def test_read_command_refuses_bad_input(arguments: dict[str, str], capsys: pytest.CaptureFixture[str]):

@@ -274,7 +274,7 @@ def damage(folder: Path, how: str) -> None:
         ("not safetensors", "not a whole safetensors file"),
         ("no tokenizer", "no tokenizer, expected one of tokenizer.json"),
         ("broken tokenizer", "the tokenizer cannot be loaded"),
-        ("unsupported", "architecture 'mamba' is not supported; supported are gemma2, gemma3_text, gpt2"),
+        ("unsupported", "architecture 'mamba' is not supported; supported are cohere, gemma2, gemma3_text, gpt2"),
         ("encoder-decoder", "is an encoder-decoder"),
         ("no type", "no `model_type`"),
         ("quantised", "quantised weights are not supported"),

@@ -22,6 +22,20 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
 """A name that appears in paths and in Snakemake wildcards: lower case, digits, ``_ . -``."""
 
 Variation = Literal["instruction_first", "sample_first", "demonstrations"]
+Intervention = Literal[
+    "block_nothing",
+    "block_instruction_to_all",
+    "block_instruction_to_sample",
+    "block_instruction_to_output",
+    "block_sample_to_output",
+    "isolate_sample",
+    "block_nothing_as_released",
+    "block_instruction_to_all_as_released",
+    "block_instruction_to_sample_as_released",
+    "block_instruction_to_output_as_released",
+    "block_sample_to_output_as_released",
+]
+"""A condition that blocks attention on the instruction_first prompts; `levelt.engine.plans` says what each does."""
 Role = Literal["sample", "output", "decision"]
 Target = Literal["label", "answer", "unasked"]
 
@@ -272,6 +286,19 @@ class Engine(Section):
     device: Literal["cpu", "cuda", "auto"] = Field("auto", description="Where models run.")
     attention: Literal["sdpa", "eager"] = Field("sdpa", description="Attention kernel.")
     threads: int = Field(1, ge=1, description="CPU threads of an encoding job; fixed, because results depend on it.")
+    interventions: list[Intervention] = Field(
+        [],
+        description="Further conditions, applied to the instruction_first prompts: attention is blocked between token "
+        "groups (`levelt.engine.plans`). block_nothing and isolate_sample are controls; *_as_released repeats the "
+        "released code of the paper, artefacts included.",
+    )
+
+    @field_validator("interventions")
+    @classmethod
+    def _each_once(cls, names: list[str]) -> list[str]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"each intervention once: {names}")
+        return names
 
 
 class Probes(Section):
@@ -329,6 +356,11 @@ class Study(Section):
             for name in names:
                 if name not in self.templates:
                     raise ValueError(f"{field} names {name!r}, which is not among templates {sorted(self.templates)}")
+        if self.engine.interventions and "instruction_first" not in self.prompts.variations:
+            raise ValueError(
+                f"engine.interventions {self.engine.interventions} change the instruction_first prompts, but "
+                f"prompts.variations is {self.prompts.variations}"
+            )
         clash = sorted(set(self.organism_ids) & set(self.checkpoints))
         if clash:
             raise ValueError(f"checkpoints {clash} have the id of an organism")
@@ -351,6 +383,11 @@ class Study(Section):
         if not self.organisms:
             return []
         return [f"{shape}-{stage}" for shape in self.organisms.shapes for stage in self.organisms.stages]
+
+    @property
+    def conditions(self) -> list[str]:
+        """Conditions in which every model is read: the prompt variations, then the interventions."""
+        return [*self.prompts.variations, *self.engine.interventions]
 
     @property
     def model_ids(self) -> list[str]:

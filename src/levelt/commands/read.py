@@ -1,11 +1,11 @@
-"""Read one model's activations and answers on one task, for every condition of its prompts."""
+"""Read one model's activations and answers on one task: every condition of its prompts, and every intervention."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import transformers
 
 from levelt.config import Engine, Settings
 from levelt.engine.answers import judge
+from levelt.engine.attention import check_blocking
+from levelt.engine.plans import CONDITIONS, Plan
 from levelt.engine.run import Readings, check_prompts, read_prompts
 from levelt.files import InputError, manifest_of, read_json, sha256, write_arrays, write_json, write_parquet
 from levelt.models.loading import Decoder, load_model
@@ -32,6 +34,8 @@ KEPT = [
     "answer",
     "unasked",
 ]
+INTERVENED = "instruction_first"
+"""The condition whose prompts the interventions are applied to."""
 NEEDED = [*KEPT, "input_ids", "groups", "options", "option_ids"]
 
 
@@ -45,11 +49,12 @@ class StoredPrompt:
 
 @dataclass(frozen=True)
 class Condition:
-    """The rows of one condition, and what the engine needs of them."""
+    """The rows of one condition, and what the engine needs of them; with a plan, if it is an intervention."""
 
     rows: pd.DataFrame
     prompts: list[StoredPrompt]
     option_ids: list[list[int]]
+    plan: Plan | None = None
 
     @classmethod
     def of(cls, rows: pd.DataFrame) -> Condition:
@@ -60,6 +65,10 @@ class Condition:
         ]
         prompts = [StoredPrompt(*row) for row in zip(rows["input_ids"], groups, strict=True)]
         return cls(rows, prompts, [[int(option) for option in options] for options in rows["option_ids"]])
+
+    def under(self, intervention: str) -> Condition:
+        """The same prompts, read with attention blocked."""
+        return replace(self, rows=self.rows.assign(condition=intervention), plan=CONDITIONS[intervention])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,19 +94,31 @@ def run(args: argparse.Namespace) -> None:
     manifest = read_json(args.model_manifest)
     table = prompts_table(args.prompts)
     conditions = {str(name): Condition.of(rows) for name, rows in table.groupby("condition", sort=False)}
+    if engine.interventions and INTERVENED not in conditions:
+        raise InputError(f"{args.prompts}: no prompts of the condition {INTERVENED}, which the interventions change")
+    conditions |= {name: conditions[INTERVENED].under(name) for name in engine.interventions}
     decoder = load_model(manifest, engine.dtype, engine.device, engine.attention)
+    if engine.interventions:
+        check_blocking(decoder.model, len(decoder.parts.layers))
     labels = {name: f"{manifest['id']} {args.task} {name}:" for name in conditions}
     for name, condition in conditions.items():
-        check_prompts(decoder, condition.prompts, roles, condition.option_ids, engine, labels[name])
+        plans = [condition.plan] * len(condition.prompts) if condition.plan else None
+        check_prompts(decoder, condition.prompts, roles, condition.option_ids, engine, labels[name], plans)
     files: dict[str, Path] = {}
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, Any]] = {}
     behaviours = []
     for name, condition in conditions.items():
-        readings = read_prompts(decoder, condition.prompts, roles, condition.option_ids, engine, label=labels[name])
+        readings = read_prompts(
+            decoder, condition.prompts, roles, condition.option_ids, engine, condition.plan, labels[name]
+        )
         files[name] = Path(args.activations) / f"{name}.safetensors"
         about = {"model": manifest["id"], "task": args.task, "condition": name, "roles": roles}
-        write_arrays(files[name], readings.arrays(), {**about, "settings": engine.model_dump()})
-        counts[name] = readings.counts()
+        about |= {"plan": condition.plan.to_json()} if condition.plan else {}
+        # how a file was read, and not what was read beside it
+        write_arrays(
+            files[name], readings.arrays(), {**about, "settings": engine.model_dump(exclude={"interventions"})}
+        )
+        counts[name] = readings.counts() | ({"plan": condition.plan.to_json()} if condition.plan else {})
         behaviours.append(behaviour_table(condition.rows, readings, decoder))
     write_parquet(args.behaviour, pd.concat(behaviours, ignore_index=True))
     written = manifest_of(files)

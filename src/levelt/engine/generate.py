@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from levelt.engine.attention import in_force
 from levelt.engine.sites import Selection, adding_attention, reading_residuals
 from levelt.models.anatomy import Parts
 
@@ -101,6 +102,7 @@ def decode(
 
     Raises:
         FloatingPointError: the logits are not finite, so an argmax would be meaningless.
+        InputError: a plan is in force (`levelt.engine.attention.blocking`) and removes nothing of some row.
     """
     rows, width = batch.ids.shape
     device = batch.ids.device
@@ -108,6 +110,7 @@ def decode(
     mask = torch.ones((rows, width + max_new_tokens), dtype=torch.long, device=device)
     mask[:, :width] = batch.mask
     positions = batch.positions()
+    blocked = in_force()
     cache = DynamicCache(config=model.config)  # with the config, so that sliding layers get sliding caches
 
     reading = reading_residuals(parts, selection) if selection else nullcontext()
@@ -120,6 +123,8 @@ def decode(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+    if blocked:
+        blocked.check()
     decision = logits.float()
     total = torch.zeros((rows, len(parts.layers), parts.hidden_size), device=device)
     token = _argmax(logits)
@@ -131,6 +136,8 @@ def decode(
             break
         # the last answer token is fed for its attention only: the model without its head will do
         network = model.base_model if final else model
+        if blocked:
+            blocked.counted = running  # what a finished row computes beside its batch mates is not its own
         with adding_attention(parts, running, total) if read_attention else nullcontext():
             output = network(
                 input_ids=token[:, None],

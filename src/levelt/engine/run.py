@@ -11,10 +11,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Int64
 
 from levelt.config import Engine, Role
+from levelt.engine.attention import Blocked, blocking, check_plan
 from levelt.engine.generate import Batch, decode, plan_batches
+from levelt.engine.plans import Plan
 from levelt.engine.sites import Selection
 from levelt.files import InputError
 from levelt.models.loading import Decoder
@@ -37,12 +39,37 @@ class Prompt(Protocol):
         ...
 
 
-class Plan(Protocol):
-    """A change to a run (blocking, patching, noise): in force while a batch is run, and undone after it."""
+class Change(Protocol):
+    """A change to a run that is not a block plan (patching, noise): in force while a batch is run, then undone."""
 
     def applied(self, decoder: Decoder, batch: Batch, rows: Sequence[int]) -> AbstractContextManager[Any]:
         """A context that changes the decoder for this batch; ``rows`` are the prompts' indices, in its order."""
         ...
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What a block plan took out of a run, one row per prompt; layers are counted from 0.
+
+    plans: digest of each prompt's plan.
+    removed: attention edges (query, key) that causality, padding and window allowed, and the plan removed. Every
+        forward pass of the row counts: its prompt, and each generated token that was fed.
+    kept: positions the plan left nothing to attend to, and which therefore attend to themselves.
+    """
+
+    plans: tuple[str, ...]
+    removed: Int64[np.ndarray, "n layers"]
+    kept: Int64[np.ndarray, "n layers"]
+
+    def counts(self) -> dict[str, Any]:
+        """What the manifest tells: totals by layer, the least any row lost, the rows that kept a position."""
+        return {
+            "plans": sorted(set(self.plans)),
+            "removed_edges": self.removed.sum(0).tolist(),
+            "fewest_removed_edges": int(self.removed.sum(1).min()),
+            "self_kept_positions": self.kept.sum(0).tolist(),
+            "self_kept_rows": int((self.kept.sum(1) > 0).sum()),
+        }
 
 
 @dataclass(frozen=True)
@@ -60,6 +87,7 @@ class Readings:
     stopped: per row, "end" (an end token) or "length" (max_new_tokens).
     logit_difference: [n] logit of the first option minus logit of the second, at the decision position.
     tokens, padded: prompt tokens run, without and with padding. batches: forward passes over prompts.
+    edges: what a block plan removed; None without one.
     """
 
     residual: dict[str, Float32[np.ndarray, "n layers_and_embedding d"]]
@@ -71,6 +99,7 @@ class Readings:
     tokens: int
     padded: int
     batches: int
+    edges: Edges | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The readings under the names of the activation files (data/<study>/activations)."""
@@ -79,8 +108,9 @@ class Readings:
             arrays |= {"output.attention": self.attention, "output.positions": self.positions}
         return arrays
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[str, Any]:
         """What the manifest of the activation files tells about the rows."""
+        blocked = self.edges.counts() if self.edges else {}
         return {
             "rows": len(self.generated),
             "without_output_positions": int((self.positions == 0).sum()),
@@ -88,6 +118,7 @@ class Readings:
             "batches": self.batches,
             "prompt_tokens": self.tokens,
             "padded_tokens": self.padded,
+            **blocked,
         }
 
 
@@ -97,7 +128,7 @@ def read_prompts(
     roles: Sequence[Role],
     option_ids: Sequence[Sequence[int]],
     settings: Engine,
-    plan: Plan | None = None,
+    plan: Plan | Sequence[Plan] | Change | None = None,
     label: str = "",
 ) -> Readings:
     """Run prompts through a model: read representations, decode answers, compare the options' logits.
@@ -108,14 +139,23 @@ def read_prompts(
         roles: what to read: sample, output, decision.
         option_ids: per prompt, the first token ids of the two options.
         settings: ``batch_tokens`` and ``max_new_tokens`` are used here.
-        plan: a change to the run, or None.
+        plan: a block plan, a block plan for each prompt, another change to the run, or None.
         label: names the prompts in the log and in errors.
 
     Raises:
-        InputError: see `check_prompts`, which is called first.
+        InputError: see `check_prompts`, which is called first; or a block plan removes nothing of some prompt.
         FloatingPointError: the logits are not finite.
     """
-    ranges = check_prompts(decoder, prompts, roles, option_ids, settings, label)
+    blocks: Sequence[Plan] | None = None
+    change: Change | None = None
+    match plan:
+        case Plan():
+            blocks = [plan] * len(prompts)
+        case Sequence():
+            blocks = plan
+        case _:
+            change = plan
+    ranges = check_prompts(decoder, prompts, roles, option_ids, settings, label, blocks)
     model, parts = decoder.model, decoder.parts
     device = model.device
     lengths = [len(prompt.input_ids) for prompt in prompts]
@@ -126,6 +166,7 @@ def read_prompts(
     difference = np.empty(count, np.float32)
     generated: list[tuple[int, ...]] = [()] * count
     stopped: list[Literal["end", "length"]] = ["end"] * count
+    edges = Edges(tuple(p.digest for p in blocks), *np.zeros((2, count, layers), np.int64)) if blocks else None
     batches = plan_batches(lengths, settings.batch_tokens, settings.max_new_tokens)
     progress = _Progress(label, count)
     padded = 0
@@ -142,7 +183,15 @@ def read_prompts(
                 for role, spans in ranges.items()
             }
             selection = Selection.of(shifted, device)
-        with plan.applied(decoder, batch, rows) if plan else nullcontext():
+        blocked = None
+        changed: AbstractContextManager[Any] = nullcontext()
+        if blocks is not None:
+            here = [blocks[row] for row in rows], [prompts[row].groups for row in rows], [lengths[row] for row in rows]
+            blocked = Blocked(*here, layers, device, f"{label} prompt".strip(), rows)
+            changed = blocking(model, blocked)
+        elif change is not None:
+            changed = change.applied(decoder, batch, rows)
+        with changed:
             decoded = decode(
                 model,
                 parts,
@@ -166,6 +215,8 @@ def read_prompts(
         for index, row in enumerate(rows):
             generated[row] = tuple(int(token) for token in tokens[index][answer[index]])
             stopped[row] = "length" if len(generated[row]) == settings.max_new_tokens else "end"
+        if edges is not None and blocked is not None:
+            edges.removed[rows], edges.kept[rows] = blocked.removed.cpu().numpy(), blocked.kept.cpu().numpy()
         progress.add(len(rows))
     return Readings(
         residual,
@@ -177,6 +228,7 @@ def read_prompts(
         sum(lengths),
         padded,
         len(batches),
+        edges,
     )
 
 
@@ -187,6 +239,7 @@ def check_prompts(
     option_ids: Sequence[Sequence[int]],
     settings: Engine,
     label: str = "",
+    plans: Sequence[Plan] | None = None,
 ) -> dict[str, list[tuple[int, int]]]:
     """Refuse, before any work, what would crash late or be silently wrong.
 
@@ -195,11 +248,14 @@ def check_prompts(
 
     Raises:
         InputError: there are no prompts, or one is empty, too long for the model, has ids outside the
-            vocabulary, lacks a group, has one outside its tokens, or its options begin with the same token.
+            vocabulary, lacks a group, has one outside its tokens, or its options begin with the same token; or
+            the block plan cannot remove anything of it.
     """
     label = f"{label} " if label else ""
     if not prompts:
         raise InputError(f"{label}no prompts to read")
+    if plans is not None and len(plans) != len(prompts):
+        raise InputError(f"{label}found {len(plans)} plans for {len(prompts)} prompts")
     vocabulary = decoder.model.config.vocab_size
     longest = getattr(decoder.model.config, "max_position_embeddings", None)
     ranges: dict[str, list[tuple[int, int]]] = {role: [] for role in roles if role != "output"}
@@ -225,6 +281,8 @@ def check_prompts(
             if role == DECISION and span.start != len(ids) - 1:
                 raise InputError(f"{where}: the decision is token {span.start}, not the last of {len(ids)}")
             spans.append((span.start, span.stop))
+        if plans is not None:
+            check_plan(plans[row], prompt.groups, len(ids), len(decoder.parts.layers), where)
     return ranges
 
 

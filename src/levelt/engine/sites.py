@@ -13,11 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from levelt.models import hooks
 from levelt.models.anatomy import Parts
+
+Ranges = Mapping[str, "Sequence[tuple[int, int]] | Int64[np.ndarray, 'rows 2']"]
+"""For each role or group, one half-open, non-empty range of positions per row."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Selection:
     weights: Float[Tensor, "rows roles slots"]
 
     @classmethod
-    def of(cls, ranges: Mapping[str, Sequence[tuple[int, int]]], device: torch.device) -> Selection:
+    def of(cls, ranges: Ranges, device: torch.device) -> Selection:
         """Select half-open, non-empty ranges of positions: for each role, one (start, stop) per row."""
         indices, weights = [], []
         for spans in ranges.values():
@@ -51,8 +54,70 @@ class Selection:
 
     def mean(self, hidden: Float[Tensor, "rows seq d"]) -> Float[Tensor, "rows roles d"]:
         """The mean of each role's positions, in float32: one gather and one small batched product."""
-        index = self.index[..., None].expand(-1, -1, hidden.shape[-1])
-        return torch.bmm(self.weights, hidden.gather(1, index).float())
+        rows, roles, _ = self.weights.shape
+        return self.reduce(self.gather(hidden)).view(rows, roles, -1)
+
+    @property
+    def rows(self) -> Int[Tensor, " slots_of_all_rows"]:
+        """The row of each gathered vector."""
+        rows, slots = self.index.shape
+        return torch.arange(rows, device=self.index.device).repeat_interleave(slots)
+
+    def gather(self, hidden: Float[Tensor, "rows seq d"]) -> Float[Tensor, "slots_of_all_rows d"]:
+        """The vectors at all slots, in float32."""
+        rows, seq, _ = hidden.shape
+        first = torch.arange(0, rows * seq, seq, device=hidden.device)[:, None]
+        return hidden.flatten(0, 1).index_select(0, (first + self.index).flatten()).float()
+
+    def reduce(self, gathered: Float[Tensor, "slots_of_all_rows d"]) -> Float[Tensor, "rows_and_roles d"]:
+        """The mean over each role's slots."""
+        return torch.bmm(self.weights, gathered.view(*self.index.shape, -1)).flatten(0, 1)
+
+    def split(self, kept: Float[Tensor, " rows_and_roles *rest"]) -> list[Float[Tensor, " rows *rest"]]:
+        """The values of each role."""
+        rows, roles, _ = self.weights.shape
+        return list(kept.view(rows, roles, *kept.shape[1:]).unbind(1))
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Token ranges of each row, one per group, every position by itself: group by group, row by row.
+
+    rows, index: [positions] row and position in the padded batch. counts: positions of each group.
+    """
+
+    rows: Int[Tensor, " positions"]
+    index: Int[Tensor, " positions"]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, ranges: Ranges, device: torch.device) -> Positions:
+        """Select half-open, non-empty ranges of positions: for each group, one (start, stop) per row."""
+        rows, index, counts = [], [], []
+        for spans in ranges.values():
+            start, stop = np.asarray(spans, dtype=np.int64).reshape(-1, 2).T
+            lengths = stop - start
+            before = np.cumsum(lengths) - lengths
+            rows.append(np.repeat(np.arange(len(start)), lengths))
+            index.append(np.arange(lengths.sum()) + np.repeat(start - before, lengths))
+            counts.append(int(lengths.sum()))
+        return cls(
+            torch.from_numpy(np.concatenate(rows)).to(device),
+            torch.from_numpy(np.concatenate(index)).to(device),
+            tuple(counts),
+        )
+
+    def gather(self, hidden: Float[Tensor, "rows seq d"]) -> Float[Tensor, "positions d"]:
+        """The vectors at all positions, in float32."""
+        return hidden.flatten(0, 1).index_select(0, self.rows * hidden.shape[1] + self.index).float()
+
+    def reduce(self, gathered: Float[Tensor, "positions d"]) -> Float[Tensor, "positions d"]:
+        """Nothing to average."""
+        return gathered
+
+    def split(self, kept: Float[Tensor, " positions *rest"]) -> list[Float[Tensor, " positions_of_group *rest"]]:
+        """The values of each group."""
+        return list(torch.split(kept, list(self.counts)))
 
 
 @contextmanager

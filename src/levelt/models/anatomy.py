@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from levelt.files import InputError
 
@@ -28,13 +28,19 @@ class Anatomy:
     mlp: str = "mlp"  # *
     attention_contribution: str = "self_attn"  # *
     mlp_contribution: str = "mlp"  # *
+    projection: str = "self_attn.o_proj"  # *
+    """The linear layer behind the heads: its input is every head's output, side by side."""
+    norm: Literal["rms", "rms+1", "layer"] = "rms"
+    """Kind of the final norm (and of the norm behind the attention block, if any); see `levelt.models.linear`."""
+    logit_scale: str | None = None
+    """Name of the config entry that multiplies the logits, if there is one."""
     tied: bool = False
     """Whether the output matrix is the embedding matrix, where config.json does not say."""
 
 
 _LLAMA = Anatomy()
 _OLMO = Anatomy(attention_contribution="post_attention_layernorm", mlp_contribution="post_feedforward_layernorm")
-_GEMMA = replace(_OLMO, tied=True)
+_GEMMA = replace(_OLMO, norm="rms+1", tied=True)
 
 ARCHITECTURES: Mapping[str, Anatomy] = {
     "llama": _LLAMA,
@@ -51,6 +57,8 @@ ARCHITECTURES: Mapping[str, Anatomy] = {
         final_norm="transformer.ln_f",
         attention="attn",
         attention_contribution="attn",
+        projection="attn.c_proj",
+        norm="layer",
         tied=True,
     ),
     "gpt_neox": Anatomy(
@@ -58,7 +66,10 @@ ARCHITECTURES: Mapping[str, Anatomy] = {
         final_norm="gpt_neox.final_layer_norm",
         attention="attention",
         attention_contribution="attention",
+        projection="attention.dense",
+        norm="layer",
     ),
+    "cohere": replace(_LLAMA, norm="layer", logit_scale="logit_scale", tied=True),
 }
 """Anatomy by `model_type` of the Hugging Face config."""
 
@@ -91,10 +102,17 @@ class Parts:
     attention: tuple[nn.Module, ...]
     mlp: tuple[nn.Module, ...]
     attention_contribution: tuple[nn.Module, ...]
+    """In a post-norm or sandwich-norm model the norm behind the block; otherwise the block itself."""
     mlp_contribution: tuple[nn.Module, ...]
     hidden_size: int
     softcap: float | None
     """Final logit soft-capping: logits = softcap * tanh(head(...) / softcap), or None."""
+    projection: tuple[nn.Module, ...]
+    heads: int
+    """Query heads of a layer."""
+    norm: Literal["rms", "rms+1", "layer"]
+    logit_scale: float
+    """What the output matrix's product is multiplied with, before any soft-capping."""
 
 
 def locate(model: PreTrainedModel) -> Parts:
@@ -122,6 +140,10 @@ def locate(model: PreTrainedModel) -> Parts:
             mlp_contribution=inside(anatomy.mlp_contribution),
             hidden_size=int(config.hidden_size),
             softcap=getattr(config, "final_logit_softcapping", None),
+            projection=inside(anatomy.projection),
+            heads=int(config.num_attention_heads),
+            norm=anatomy.norm,
+            logit_scale=float(getattr(config, anatomy.logit_scale)) if anatomy.logit_scale else 1.0,
         )
     except AttributeError as error:
         raise InputError(f"model: the anatomy table does not fit this {config.model_type} model ({error})") from None

@@ -151,6 +151,9 @@ def load_model(
     found = model.config._attn_implementation
     if found != attention:
         raise InputError(f"{folder}: asked for {attention} attention, but {model.config.model_type} uses {found}")
+    if found == "sdpa" and getattr(model.config, "attn_logit_softcapping", None):
+        # before 5.23, transformers takes sdpa here and leaves the soft-capping out
+        raise InputError(f"{folder}: sdpa attention has no soft-capping, which this model needs; choose eager")
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has {len(tokenizer)} entries, but the model only {model.config.vocab_size}"

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from levelt.files import InputError
 from levelt.models import hooks
 from levelt.models.anatomy import Parts
+from levelt.models.linear import FrozenNorm, head_matrices
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Largest relative error of a checked identity. A half-precision residual is rounded at both additions of a layer
@@ -22,8 +23,8 @@ is off by a factor in the early layers, where contributions are as large as the 
 
 
 def readout(parts: Parts, residual: Float[Tensor, "*positions d"]) -> Float[Tensor, "*positions vocabulary"]:
-    """The logits of a residual vector taken after the last layer: final norm, output matrix, soft-capping."""
-    logits: Tensor = parts.head(parts.final_norm(residual))
+    """The logits of a residual vector taken after the last layer: final norm, output matrix, scale, soft-capping."""
+    logits: Tensor = parts.head(parts.final_norm(residual)) * parts.logit_scale
     return logits if parts.softcap is None else parts.softcap * torch.tanh(logits / parts.softcap)
 
 
@@ -33,7 +34,8 @@ def self_check(model: PreTrainedModel, parts: Parts, tokens: int = 6) -> None:
 
     Layers and shapes are as the config says; residual before a layer + its attention contribution + its MLP
     contribution = residual after it, so that embedding + all contributions = the last residual; the last
-    residual through final norm and output matrix = the model's logits.
+    residual through final norm and output matrix = the model's logits, also with the norm written as a linear
+    map with a frozen scale; heads' contributions + bias = the attention contribution.
 
     Raises:
         InputError: an identity does not hold, so nothing read from this model could be trusted.
@@ -52,7 +54,12 @@ def self_check(model: PreTrainedModel, parts: Parts, tokens: int = 6) -> None:
     ids = torch.randint(vocabulary, (1, tokens), generator=drawn).to(model.device)
     residuals: list[Tensor] = []
     added: dict[str, list[Tensor]] = {"attention": [], "mlp": []}
+    heads: list[Tensor] = []
+    projected: list[Tensor] = []
     with ExitStack() as stack:
+        for projection in parts.projection:
+            stack.enter_context(hooks.inputs(projection, heads.append))
+        stack.enter_context(hooks.outputs(parts.projection, partial(_keep, projected)))
         stack.enter_context(hooks.inputs(parts.layers[0], residuals.append))
         stack.enter_context(hooks.outputs(parts.layers, partial(_keep, residuals)))
         for site, modules in (("attention", parts.attention_contribution), ("mlp", parts.mlp_contribution)):
@@ -83,6 +90,49 @@ def self_check(model: PreTrainedModel, parts: Parts, tokens: int = 6) -> None:
             f"{name}: the last residual through final norm and output matrix differs from the logits "
             f"by {error:.1e} (allowed {tolerance:.0e})"
         )
+    frozen = FrozenNorm.of(parts.final_norm, parts.norm)
+    last = residuals[-1]
+    error = _relative(frozen.linear(last) * frozen.scale(last) + frozen.bias, parts.final_norm(last))
+    if not error <= tolerance:
+        raise InputError(
+            f"{name}: the final norm is not the {parts.norm} norm of the table (error {error:.1e}, "
+            f"allowed {tolerance:.0e})"
+        )
+    for layer, projection in enumerate(parts.projection):
+        bias = getattr(projection, "bias", None)
+        total = sum_of_heads(parts, layer, heads[layer], projected[layer])
+        if bias is not None:
+            total = total + through_post_norm(parts, layer, bias.float(), projected[layer])
+        error = _relative(total, added["attention"][layer])
+        if not error <= tolerance:
+            raise InputError(
+                f"{name}: the heads of layer {layer + 1} add up to something else than its attention contribution "
+                f"(error {error:.1e}, allowed {tolerance:.0e})"
+            )
+
+
+def through_post_norm(
+    parts: Parts, layer: int, part: Float[Tensor, "*any d"], projected: Float[Tensor, "*any d"]
+) -> Float[Tensor, "*any d"]:
+    """What a part of the attention block's output adds to the residual, behind the block's own norm if it has one.
+
+    The norm's scale is frozen at the block's whole output, ``projected``.
+    """
+    norm = parts.attention_contribution[layer]
+    if norm is parts.attention[layer]:
+        return part
+    frozen = FrozenNorm.of(norm, parts.norm)
+    return frozen.linear(part) * frozen.scale(projected)
+
+
+def sum_of_heads(
+    parts: Parts, layer: int, heads: Float[Tensor, "*any inputs"], projected: Float[Tensor, "*any d"]
+) -> Float[Tensor, "*any d"]:
+    """The heads' contributions, each through its own matrix, added up; without the projection's bias."""
+    matrices = head_matrices(parts.projection[layer], parts.heads)
+    outputs = heads.float().reshape(*heads.shape[:-1], *matrices.shape[:2])
+    total = torch.einsum("...hw,hwd->...hd", outputs, matrices).sum(-2)
+    return through_post_norm(parts, layer, total, projected)
 
 
 def _keep(seen: list[Tensor], _layer: int, hidden: Tensor) -> None:

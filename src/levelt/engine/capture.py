@@ -1,0 +1,654 @@
+"""Reading any site at any token group of many prompts: one forward pass per batch, no cache, no output matrix.
+
+What is kept is gathered inside the hooks, so memory grows with the positions asked for and never with sequence
+length x layers. The logits of given tokens are computed from the positions read and the rows of the output matrix
+asked for; logits over the vocabulary are never made.
+
+    readings = capture(decoder, prompts, [Read("residual", "sample"), Read("attention", "sample", each=True)])
+    readings["sample.residual"]                      # [n, layers + 1, d]
+    readings.row("sample.attention.each", 3)         # [positions, layers, d] of prompt 3
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int, Int64
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from levelt.engine.attention import Blocked, blocking, check_plan
+from levelt.engine.generate import Batch, plan_batches
+from levelt.engine.plans import Plan
+from levelt.engine.run import Change, Prompt
+from levelt.engine.sites import Positions, Ranges, Selection
+from levelt.files import InputError
+from levelt.models import hooks
+from levelt.models.anatomy import Parts
+from levelt.models.linear import FrozenNorm, head_matrices
+from levelt.models.loading import Decoder
+
+Site = Literal["embedding", "residual", "attention", "mlp", "head", "weights", "logits"]
+"""What is read at a position.
+
+embedding [d]: what enters the first layer (learned positions and embedding scaling included).
+residual [layers + 1, d]: entry 0 the embedding, entry l the stream after layer l, before any final norm.
+attention, mlp [layers, d]: what the block adds to the stream, behind the block's own norm where it has one.
+head [layers, heads, d]: what each query head adds: its output through its share of the output projection, then, in
+    models with a norm behind the attention block, through that norm with its scale frozen. The heads and the
+    projection's bias (if any) add up to attention.
+weights [layers, heads, keys]: attention weights of the query position; key t is token t of the prompt, keys beyond
+    the prompt are zero. Eager attention only.
+logits [tokens]: of the token ids given, scale and soft-capping included.
+"""
+
+_BLOCKS = ("attention", "mlp", "head", "weights")
+
+
+@dataclass(frozen=True)
+class Read:
+    """One thing to read: a site at a token group, as the mean over its positions or each of them.
+
+    layers: entries of the site's layer axis to keep, counted from 0 (residual: 0 the embedding, l after layer l;
+        attention, mlp, head, weights: 0 the first layer); None for all.
+    """
+
+    site: Site
+    group: str
+    each: bool = False
+    layers: tuple[int, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """The key of the values: sample.residual, or sample.residual.each."""
+        return f"{self.group}.{self.site}" + (".each" if self.each else "")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What was read, in the order of the prompts.
+
+    values: per read (by its name) a float32 array: [n, ...] for means, [positions of all prompts, ...] for single
+        positions; the other axes are those of the `Site`.
+    offsets: per group read position by position: [n + 1]; prompt i has rows offsets[i] to offsets[i + 1].
+    tokens: of the prompts. padded: positions really run, pads included, what was shared or copied not.
+    batches: of prompts.
+    """
+
+    values: Mapping[str, Float32[np.ndarray, "n ..."]]
+    offsets: Mapping[str, Int64[np.ndarray, " n_and_one"]]
+    tokens: int
+    padded: int
+    batches: int
+
+    def __getitem__(self, name: str) -> Float32[np.ndarray, "n ..."]:
+        if name not in self.values:
+            raise KeyError(f"{name!r} was not read; there are {', '.join(self.values)}")
+        return self.values[name]
+
+    def row(self, name: str, prompt: int) -> Float32[np.ndarray, "n ..."]:
+        """The values of one prompt: [...] for a mean, [positions, ...] for single positions."""
+        values: np.ndarray = self[name]
+        if not name.endswith(".each"):
+            return np.asarray(values[prompt])
+        offsets = self.offsets[name.split(".")[0]]
+        return np.asarray(values[offsets[prompt] : offsets[prompt + 1]])
+
+
+def capture(
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    reads: Sequence[Read],
+    *,
+    token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    batch_tokens: int = 4096,
+    plan: Plan | Sequence[Plan] | Change | None = None,
+    label: str = "",
+) -> Captured:
+    """Run prompts through a model once and keep what is asked for.
+
+    Tokens that all prompts begin with, in front of the first group read and of the first blocked position, are run
+    once: causality leaves them the same in every prompt.
+
+    Args:
+        decoder: the loaded model.
+        prompts: any objects with ``input_ids`` and ``groups``.
+        reads: what to keep.
+        token_ids: whose logits to read: the same for every prompt, or one equally long list per prompt.
+        batch_tokens: padded tokens of a batch.
+        plan: a block plan, a block plan for each prompt, another change to the run, or None.
+        label: names the prompts in errors.
+
+    Raises:
+        InputError: nothing to read, an unknown site, a layer the model lacks, a prompt that cannot be run or lacks
+            a group, logits without token ids, attention weights from a kernel that does not give them, or a block
+            plan that removes nothing of some prompt.
+    """
+    return sweep(decoder, prompts, {"": plan}, reads, token_ids=token_ids, batch_tokens=batch_tokens, label=label)[""]
+
+
+@torch.inference_mode()
+def sweep(
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    plans: Mapping[str, Plan | Sequence[Plan] | Change | None],
+    reads: Sequence[Read],
+    *,
+    token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    batch_tokens: int = 4096,
+    label: str = "",
+) -> dict[str, Captured]:
+    """Capture the same prompts under several plans, running again only what a plan can change.
+
+    Of a batch, the positions in front of the first blocked query are the same as in the plain run, exactly: their
+    keys and values come from its cache, and what is read there is copied from it. (Models with sliding windows,
+    whose cache forgets, attention weights, and plans that are no block plans run from the common prefix on.)
+
+    Args and errors as for `capture`; plans: by name, None for the plain run.
+
+    Returns:
+        What was read, by the name of the plan.
+    """
+    ranges = _check(decoder, prompts, reads, label)
+    chosen = _token_table(decoder, token_ids, len(prompts)) if any(read.site == "logits" for read in reads) else None
+    job = _Job(decoder, prompts, reads, ranges, chosen, label)
+    firsts = {name: job.first_changed(plan) for name, plan in plans.items()}
+    shared = job.shared(min((int(first.min()) for first in firsts.values()), default=0))
+    prefix = job.prefix(shared) if shared else None
+    # a cached position costs memory in every row, if less than a running one
+    lengths = [len(prompt.input_ids) - shared + shared // 4 for prompt in prompts]
+    batches = plan_batches(lengths, batch_tokens, 0)
+    outputs = {name: job.outputs() for name in plans}
+    padded = dict.fromkeys(plans, 0)
+    kept = len(plans) > 1 and not job.windowed and not any(read.site == "weights" for read in reads)
+    for rows in batches:
+        plain: _Plain | None = None
+        if kept and any(job.reusable(plan) for plan in plans.values()):
+            plain = job.plain(rows, shared, prefix)
+        for name, plan in plans.items():
+            if plain is not None and plan is None:
+                values, ran = plain.values, plain.padded
+            elif plain is not None and job.reusable(plan):
+                values, ran = job.rerun(rows, plan, plain, firsts[name][rows])
+            else:
+                values, ran = job.run(rows, plan, shared, prefix)
+            job.store(outputs[name], rows, values)
+            padded[name] += ran
+    tokens = sum(len(prompt.input_ids) for prompt in prompts)
+    return {name: Captured(values, job.offsets, tokens, padded[name], len(batches)) for name, values in outputs.items()}
+
+
+_Values = list[tuple[Read, np.ndarray]]
+"""What one batch gave: per read, its rows (or positions) in the batch's order."""
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A batch's plain run: what was read, and the keys and values of all its positions."""
+
+    values: _Values
+    cache: Any
+    padded: int
+
+
+class _Job:
+    """What the passes of one call share."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompts: Sequence[Prompt],
+        reads: Sequence[Read],
+        ranges: dict[str, Int64[np.ndarray, "n 2"]],
+        chosen: Int64[np.ndarray, "n tokens"] | None,
+        label: str,
+    ) -> None:
+        self.decoder, self.prompts, self.reads, self.ranges, self.chosen = decoder, prompts, reads, ranges, chosen
+        self.label = f"{label} prompt".strip()
+        self.lengths = np.array([len(prompt.input_ids) for prompt in prompts])
+        self.offsets = {
+            read.group: np.concatenate([[0], np.cumsum(ranges[read.group][:, 1] - ranges[read.group][:, 0])])
+            for read in reads
+            if read.each
+        }
+        config = decoder.model.config
+        windows = DynamicCache(config=config).layers
+        self.windowed = any(getattr(layer, "is_sliding", False) for layer in windows)
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        """Arrays for everything that is read."""
+        parts = self.decoder.parts
+        shapes = _shapes(parts, int(self.lengths.max()), 0 if self.chosen is None else self.chosen.shape[1])
+        values: dict[str, np.ndarray] = {}
+        for read in self.reads:
+            count = int(self.offsets[read.group][-1]) if read.each else len(self.prompts)
+            layers = _layers(read, parts)
+            inner = (len(layers), *shapes[read.site]) if layers else shapes[read.site]
+            values[read.name] = np.zeros((count, *inner), np.float32)
+        return values
+
+    def store(self, outputs: dict[str, np.ndarray], rows: Sequence[int], values: _Values) -> None:
+        """Put the values of a batch where its rows belong."""
+        for read, part in values:
+            # weights: the keys axis is as wide as this batch
+            outputs[read.name][self._places(read, rows), ..., : part.shape[-1]] = part
+
+    def _places(self, read: Read, rows: Sequence[int]) -> Int64[np.ndarray, " places"]:
+        if not read.each:
+            return np.asarray(rows)
+        starts = self.offsets[read.group]
+        return np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
+
+    # --- what can be shared
+
+    def first_changed(self, plan: Plan | Sequence[Plan] | Change | None) -> Int64[np.ndarray, " n"]:
+        """Per prompt, the first position that a plan can change; its length for the plain run."""
+        match plan:
+            case None:
+                return self.lengths.copy()
+            case Plan() | Sequence():
+                plans = [plan] * len(self.prompts) if isinstance(plan, Plan) else list(plan)
+                return np.array([self._first(row, mine) for row, mine in enumerate(plans)])
+            case _:
+                return np.zeros_like(self.lengths)
+
+    def _first(self, row: int, plan: Plan) -> int:
+        length = int(self.lengths[row])
+        if plan.open_future is not None:
+            return 0
+        layers = len(self.decoder.parts.layers)
+        found = check_plan(plan, self.prompts[row].groups, length, layers, f"{self.label} {row}")
+        return min((queries[0][0] for queries, _ in found if queries), default=length)
+
+    def shared(self, limit: int) -> int:
+        """How many tokens all prompts begin with, in front of ``limit`` and of every group read."""
+        if len(self.prompts) < 2 or (self.windowed and any(read.site == "weights" for read in self.reads)):
+            return 0
+        limit = min(limit, int(self.lengths.min()) - 1, *(int(spans[:, 0].min()) for spans in self.ranges.values()))
+        first = self.prompts[0].input_ids
+        for prompt in self.prompts:
+            ids = prompt.input_ids
+            limit = next((at for at in range(limit) if ids[at] != first[at]), limit)
+        # behind a prefix, attention needs an explicit mask: a short one does not pay
+        return limit if limit >= self.lengths.mean() / 8 else 0
+
+    def prefix(self, count: int) -> Any:
+        """The cache of the first tokens of every prompt."""
+        ids = np.asarray(self.prompts[0].input_ids[:count], dtype=np.int64)[None]
+        model = self.decoder.model
+        cache = DynamicCache(config=model.config)  # with the config, so that sliding layers get sliding caches
+        model.base_model(input_ids=torch.from_numpy(ids).to(model.device), past_key_values=cache, use_cache=True)
+        return cache
+
+    def reusable(self, plan: Plan | Sequence[Plan] | Change | None) -> bool:
+        """Whether a plan can start from the plain run's cache: a block plan that blocks something.
+
+        An empty plan is a control of the kernel, so it has to run.
+        """
+        if isinstance(plan, Plan):
+            return bool(plan.blocks) and plan.open_future is None
+        return isinstance(plan, Sequence) and all(bool(one.blocks) and one.open_future is None for one in plan)
+
+    # --- passes
+
+    def plain(self, rows: Sequence[int], start: int, prefix: Any) -> _Plain:
+        """Run without a plan and keep the cache."""
+        cache = _rows_of(prefix, len(rows)) if start else DynamicCache(config=self.decoder.model.config)
+        values, padded = self._pass(rows, None, self.reads, np.full(len(rows), start), cache)
+        return _Plain(values, cache, padded)
+
+    def rerun(
+        self,
+        rows: Sequence[int],
+        plan: Plan | Sequence[Plan] | Change | None,
+        plain: _Plain,
+        first: Int64[np.ndarray, " rows"],
+    ) -> tuple[_Values, int]:
+        """Run each row from its ``first`` position on under a plan; what is read in front is the plain run's."""
+        first = np.minimum(first, self.lengths[rows] - 1)
+        changed = [read for read in self.reads if (self.ranges[read.group][rows][:, 1] > first).any()]
+        for read in changed:
+            first = np.minimum(first, self.ranges[read.group][rows][:, 0])
+        cached = int(first.max())
+        cache = _changed_cache(plain.cache, lambda states: states[:, :, :cached]) if cached else None
+        values, padded = self._pass(rows, plan, changed, first, cache)
+        return values + [(read, part) for read, part in plain.values if read not in changed], padded
+
+    def run(
+        self, rows: Sequence[int], plan: Plan | Sequence[Plan] | Change | None, start: int, prefix: Any
+    ) -> tuple[_Values, int]:
+        """Run from the common prefix on."""
+        cache = _rows_of(prefix, len(rows)) if start else None
+        return self._pass(rows, plan, self.reads, np.full(len(rows), start), cache)
+
+    def _pass(
+        self,
+        rows: Sequence[int],
+        plan: Plan | Sequence[Plan] | Change | None,
+        reads: Sequence[Read],
+        starts: Int64[np.ndarray, " rows"],
+        cache: Any,
+    ) -> tuple[_Values, int]:
+        """One forward pass over each row's positions from its start on, whose predecessors are in the cache.
+
+        Without a change that wants the engine's left-padded batches, rows are padded on the right: causality hides
+        the pads, so that the plain run needs no mask, and positions are columns, also for windows and prefixes. Where
+        rows start at different positions, their cache has holes, which the mask hides (no windows then).
+        """
+        decoder, device = self.decoder, self.decoder.model.device
+        ids = [self.prompts[row].input_ids for row in rows]
+        inputs: dict[str, Any] = {}
+        changed: AbstractContextManager[Any] = nullcontext()
+        if plan is None or isinstance(plan, Plan | Sequence):
+            counts = self.lengths[rows] - starts
+            cached, width = int(starts.max()), int(counts.max())
+            table = np.zeros((len(rows), width), np.int64)
+            for at, prompt in enumerate(ids):
+                table[at, : counts[at]] = prompt[starts[at] :]
+            shift = -starts
+            inputs["input_ids"] = torch.from_numpy(table).to(device)
+            if plan is not None:
+                plans = plan if isinstance(plan, Plan) else [plan[row] for row in rows]
+                groups, lengths = [self.prompts[row].groups for row in rows], [len(prompt) for prompt in ids]
+                blocked = Blocked(plans, groups, lengths, len(decoder.parts.layers), device, self.label, rows)
+                changed = blocking(decoder.model, blocked)
+                # the plan's kernel takes the position of a column from the mask, and counts no edges of pads
+                column = np.arange(width)
+                real = np.concatenate([np.arange(cached) < starts[:, None], column < counts[:, None]], axis=1)
+                places = np.minimum(starts[:, None] + column, self.lengths[rows][:, None] - 1)
+                inputs["attention_mask"] = torch.from_numpy(real.astype(np.int64)).to(device)
+                inputs["position_ids"] = torch.from_numpy(places).to(device)
+        else:
+            batch = Batch.of(ids, device)
+            shift = np.asarray(batch.offsets)
+            changed = plan.applied(decoder, batch, rows)
+            inputs |= {"input_ids": batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions()}
+        spans = {read.group: self.ranges[read.group][rows] + shift[:, None] for read in reads}
+        chosen = None if self.chosen is None else torch.from_numpy(self.chosen[rows]).to(device)
+        taps = list(_taps(decoder.parts, reads, spans, shift, chosen, device))
+        with ExitStack() as stack:
+            force = stack.enter_context(changed)
+            for tap in taps:
+                stack.enter_context(tap.listening())
+            # without the output matrix: its rows are used one by one
+            final = decoder.model.base_model(
+                **inputs, past_key_values=cache, use_cache=cache is not None
+            ).last_hidden_state
+        if isinstance(force, Blocked):
+            force.check()
+        values: _Values = []
+        for tap in taps:
+            tap.finish(final)
+            values += tap.split()
+        return values, inputs["input_ids"].numel()
+
+
+def _rows_of(cache: Any, count: int) -> Any:
+    """A cache of one row for so many rows, as views; the layers are new, so the original stays as it is."""
+    return _changed_cache(cache, lambda states: states.expand(count, -1, -1, -1))
+
+
+def _changed_cache(cache: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    changed = copy.copy(cache)
+    changed.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in changed.layers:
+        layer.keys, layer.values = change(layer.keys), change(layer.values)
+    return changed
+
+
+# --- taps: what listens during one forward pass ---------------------------------------------------------------------
+
+
+class _Tap:
+    """Reads of one site with the same layers, all means or all single positions: one gather per layer for them."""
+
+    def __init__(self, parts: Parts, reads: Sequence[Read], taking: Selection | Positions) -> None:
+        self.parts, self.reads, self.taking = parts, reads, taking
+        self.layers = _layers(reads[0], parts)
+        self.kept: list[Tensor] = []
+
+    def listening(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def finish(self, final: Float[Tensor, "rows seq d"]) -> None:
+        """Take what only exists after the pass."""
+
+    def keep(self, _: int, hidden: Float[Tensor, "rows seq d"]) -> None:
+        self.kept.append(self.take(hidden))
+
+    def take(self, hidden: Float[Tensor, "rows seq d"]) -> Float[Tensor, "kept d"]:
+        """The vectors (or their means) that are kept, in float32."""
+        return self.taking.reduce(self.taking.gather(hidden))
+
+    def split(self) -> Iterator[tuple[Read, np.ndarray]]:
+        """The values of each read, for the rows of the batch in their order."""
+        kept = (torch.stack(self.kept, dim=1) if self.layers else self.kept[0]).cpu()
+        self.kept = []
+        parts = self.taking.split(kept)
+        for read, part in zip(self.reads, parts, strict=True):
+            yield read, part.numpy()
+
+
+class _Residual(_Tap):
+    """The embedding and the stream after each layer."""
+
+    def listening(self) -> AbstractContextManager[Any]:
+        stack = ExitStack()
+        if 0 in self.layers or not self.layers:
+            stack.enter_context(hooks.inputs(self.parts.layers[0], partial(self.keep, 0)))
+        after = [self.parts.layers[layer - 1] for layer in self.layers if layer > 0]
+        stack.enter_context(hooks.outputs(after, self.keep))
+        return stack
+
+
+class _Contribution(_Tap):
+    """What the attention blocks or the MLPs add."""
+
+    def listening(self) -> AbstractContextManager[Any]:
+        site = self.reads[0].site
+        modules = self.parts.attention_contribution if site == "attention" else self.parts.mlp_contribution
+        return hooks.outputs([modules[layer] for layer in self.layers], self.keep)
+
+
+class _Heads(_Tap):
+    """Each head's contribution: averaged in the heads' own width first, projected after."""
+
+    def listening(self) -> AbstractContextManager[Any]:
+        stack = ExitStack()
+        for layer in self.layers:
+            projection = self.parts.projection[layer]
+            handle = projection.register_forward_hook(partial(self._see, layer))
+            stack.callback(handle.remove)
+        return stack
+
+    def _see(self, layer: int, projection: nn.Module, inputs: tuple[Tensor, ...], projected: Tensor) -> None:
+        matrices = head_matrices(projection, self.parts.heads)
+        norm = self.parts.attention_contribution[layer]
+        frozen = None if norm is self.parts.attention[layer] else FrozenNorm.of(norm, self.parts.norm)
+        # the scale differs by position, so it belongs inside the mean
+        heads = inputs[0] if frozen is None else inputs[0] * frozen.scale(projected)
+        kept = self.take(heads).reshape(-1, *matrices.shape[:2])
+        added = torch.einsum("khw,hwd->khd", kept, matrices)
+        self.kept.append(added if frozen is None else frozen.linear(added))
+
+
+class _Weights(_Tap):
+    """Attention weights of the query positions, keys moved to the tokens of each prompt."""
+
+    def __init__(
+        self, parts: Parts, reads: Sequence[Read], taking: Selection | Positions, pads: Int[Tensor, " rows"]
+    ) -> None:
+        super().__init__(parts, reads, taking)
+        self.pads = pads
+
+    def listening(self) -> AbstractContextManager[Any]:
+        stack = ExitStack()
+        for layer in self.layers:
+            stack.callback(self.parts.attention[layer].register_forward_hook(self._see).remove)
+        return stack
+
+    def _see(self, module: nn.Module, _inputs: Any, output: Any) -> None:
+        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if weights is None:
+            raise InputError(f"this {type(module).__name__} gives no attention weights; load with attention: eager")
+        weights = weights.transpose(1, 2)  # [rows, queries, heads, keys]
+        width = weights.shape[-1]
+        # to the left by each row's pads; what would come in from the right is zero
+        columns = torch.arange(width, device=weights.device) + self.pads[:, None]
+        moved = weights.gather(3, columns.clamp_max(width - 1)[:, None, None].expand(weights.shape))
+        moved = moved.masked_fill((columns >= width)[:, None, None], 0.0)
+        self.kept.append(self.take(moved.flatten(2)).view(-1, *moved.shape[2:]))
+
+
+class _Logits(_Tap):
+    """Logits of a few tokens, from the final norm's output and the rows of the output matrix for them."""
+
+    def __init__(
+        self, parts: Parts, reads: Sequence[Read], taking: Selection | Positions, ids: Int[Tensor, "rows tokens"]
+    ) -> None:
+        super().__init__(parts, reads, taking)
+        self.ids = ids
+
+    def finish(self, final: Float[Tensor, "rows seq d"]) -> None:
+        # the mean of logits; with soft-capping it is not the logit of the mean, so the cap comes first
+        hidden, ids = self.taking.gather(final), self.ids[self.taking.rows]
+        self.kept.append(self.taking.reduce(token_logits(self.parts, hidden, ids)))
+
+
+def token_logits(
+    parts: Parts, normed: Float[Tensor, "positions d"], ids: Int[Tensor, "positions tokens"]
+) -> Float[Tensor, "positions tokens"]:
+    """Logits of given tokens at vectors behind the final norm; only these rows of the output matrix are touched."""
+    rows: Tensor = parts.head.weight  # type: ignore[assignment]
+    unique, inverse = torch.unique(ids, return_inverse=True)
+    logits = (normed.float() @ rows[unique].float().T).gather(1, inverse)
+    bias = getattr(parts.head, "bias", None)
+    if isinstance(bias, Tensor):
+        logits = logits + bias.float()[ids]
+    logits = logits * parts.logit_scale
+    return logits if parts.softcap is None else parts.softcap * torch.tanh(logits / parts.softcap)
+
+
+def _taps(
+    parts: Parts,
+    reads: Sequence[Read],
+    spans: Ranges,
+    shift: Int64[np.ndarray, " rows"],
+    chosen: Int[Tensor, "rows tokens"] | None,
+    device: torch.device,
+) -> Iterator[_Tap]:
+    """What listens in one pass: spans and shift (column of the first token) are those of its batch."""
+    made: dict[tuple[bool, tuple[str, ...]], Selection | Positions] = {}
+
+    def key(read: Read) -> tuple[str, bool, tuple[int, ...]]:
+        return read.site, read.each, _layers(read, parts)
+
+    for (site, each, _), grouped in itertools.groupby(sorted(reads, key=key), key=key):
+        same = list(grouped)
+        names = (each, tuple(read.group for read in same))
+        if names not in made:
+            chosen_spans = {read.group: spans[read.group] for read in same}
+            made[names] = Positions.of(chosen_spans, device) if each else Selection.of(chosen_spans, device)
+        taking = made[names]
+        match site:
+            case "embedding" | "residual":
+                yield _Residual(parts, same, taking)
+            case "attention" | "mlp":
+                yield _Contribution(parts, same, taking)
+            case "head":
+                yield _Heads(parts, same, taking)
+            case "weights":
+                yield _Weights(parts, same, taking, torch.from_numpy(shift).clamp_min(0).to(device))
+            case _:
+                assert chosen is not None
+                yield _Logits(parts, same, taking, chosen)
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+
+def _layers(read: Read, parts: Parts) -> tuple[int, ...]:
+    """Entries of the layer axis, in rising order; none for sites without that axis."""
+    if read.site in ("embedding", "logits"):
+        return ()
+    depth = len(parts.layers) + (read.site == "residual")
+    return tuple(range(depth)) if read.layers is None else tuple(sorted(set(read.layers)))
+
+
+def _shapes(parts: Parts, longest: int, tokens: int) -> dict[Site, tuple[int, ...]]:
+    width = parts.hidden_size
+    return {
+        "embedding": (width,),
+        "residual": (width,),
+        "attention": (width,),
+        "mlp": (width,),
+        "head": (parts.heads, width),
+        "weights": (parts.heads, longest),
+        "logits": (tokens,),
+    }
+
+
+def _check(
+    decoder: Decoder, prompts: Sequence[Prompt], reads: Sequence[Read], label: str
+) -> dict[str, Int64[np.ndarray, "n 2"]]:
+    """The half-open token range of each group read, by prompt; refuses what cannot be read, before any work."""
+    label = f"{label} " if label else ""
+    parts, config = decoder.parts, decoder.model.config
+    if not prompts or not reads:
+        raise InputError(f"{label}no {'prompts' if not prompts else 'reads'}: nothing to read")
+    for read in reads:
+        if read.site not in get_args(Site):
+            raise InputError(f"{label}unknown site {read.site!r}; there are {', '.join(get_args(Site))}")
+        depth = len(parts.layers) + (read.site == "residual")
+        absent = [layer for layer in read.layers or () if not 0 <= layer < depth]
+        if absent or (read.layers is not None and (not read.layers or not _layers(read, parts))):
+            raise InputError(f"{label}{read.name}: layers {list(read.layers or ())}, expected some of 0 to {depth - 1}")
+    names = [read.name for read in reads]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise InputError(f"{label}{min(twice)} is asked for twice")
+    longest = getattr(config, "max_position_embeddings", None)
+    ranges = {read.group: np.empty((len(prompts), 2), np.int64) for read in reads}
+    for row, prompt in enumerate(prompts):
+        ids, where = np.asarray(prompt.input_ids), f"{label}prompt {row}"
+        if not len(ids):
+            raise InputError(f"{where} has no tokens")
+        if ids.min() < 0 or ids.max() >= config.vocab_size:
+            raise InputError(f"{where} has token ids outside the model's vocabulary of {config.vocab_size}")
+        if longest is not None and len(ids) > longest:
+            raise InputError(f"{where} has {len(ids)} tokens, more than the {longest} positions of the model")
+        for group, spans in ranges.items():
+            if group not in prompt.groups:
+                raise InputError(f"{where} has no token group {group}, only {', '.join(prompt.groups.names)}")
+            span = prompt.groups[group]
+            if not 0 <= span.start < span.stop <= len(ids):
+                raise InputError(f"{where}: {group} is [{span.start}, {span.stop}) of {len(ids)} tokens")
+            spans[row] = span.start, span.stop
+    return ranges
+
+
+def _token_table(
+    decoder: Decoder, token_ids: Sequence[int] | Sequence[Sequence[int]] | None, count: int
+) -> Int64[np.ndarray, "n tokens"]:
+    if token_ids is None or not len(token_ids):
+        raise InputError("logits are read for given tokens only: token_ids is missing")
+    try:
+        table = np.asarray(token_ids, dtype=np.int64)
+    except (TypeError, ValueError):  # ragged
+        table = np.empty(0, dtype=np.int64)
+    if table.ndim == 1:
+        table = np.broadcast_to(table, (count, table.size)).copy()
+    if table.ndim != 2 or len(table) != count or not table.size:
+        raise InputError(f"token_ids must be one list of ids, or {count} lists of the same length, one per prompt")
+    vocabulary = decoder.model.config.vocab_size
+    if table.min() < 0 or table.max() >= vocabulary:
+        raise InputError(f"token_ids holds ids outside the model's vocabulary of {vocabulary}")
+    return table
