@@ -27,7 +27,7 @@ MODELS = STUDY.model_ids
 ORGANISMS = STUDY.organism_ids
 SHAPES = list(STUDY.organisms.shapes) if STUDY.organisms else []
 TASKS = list(STUDY.tasks)
-CONDITIONS = list(STUDY.prompts.variations)
+CONDITIONS = STUDY.conditions
 WORLD_TASKS = [name for name, task in STUDY.tasks.items() if isinstance(task.source, WorldSource)]
 FIGURE_TABLES = {
     "behaviour": ["behaviour"],
@@ -35,6 +35,8 @@ FIGURE_TABLES = {
     "correlations": ["behaviour", "probes", "correlations"],
 }
 REPORT_TABLES = ["behaviour", "agreement", "probes", "correlations", "blocking"]
+if STUDY.engine.interventions:
+    FIGURE_TABLES["blocking"] = ["blocking"]
 FIGURES = [*FIGURE_TABLES, *(["training"] if ORGANISMS else [])]
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]

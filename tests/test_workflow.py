@@ -105,11 +105,15 @@ def test_smoke_tables_are_complete(smoke: SmokeRun) -> None:
     study = config.load(smoke.checkout.path / "config/smoke.yaml")
     probes = pd.read_csv(smoke.checkout.path / "data/smoke/tables/probes.csv")
     cells = probes.groupby(["model", "task", "condition", "role"]).ngroups
-    assert cells == len(study.model_ids) * len(study.tasks) * len(study.prompts.variations) * len(study.probes.roles)
+    assert cells == len(study.model_ids) * len(study.tasks) * len(study.conditions) * len(study.probes.roles)
     assert probes[["balanced_accuracy", "ci_low", "ci_high"]].notna().all(axis=None)
     assert (probes["bound"] <= study.probes.bound).all()
     behaviour = pd.read_csv(smoke.checkout.path / "data/smoke/tables/behaviour.csv")
     assert behaviour["exact_match"].between(0, 1).all()
+    blocking = pd.read_csv(smoke.checkout.path / "data/smoke/tables/blocking.csv")
+    nothing = blocking[blocking["condition"] == "block_nothing"]
+    assert len(nothing) and (nothing["change"] == 0).all(), "the same kernel with no edge removed changes nothing"
+    assert (blocking[blocking["condition"] == "block_instruction_to_all"]["change"] != 0).any()
 
 
 @pytest.mark.smoke

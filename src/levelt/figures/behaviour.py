@@ -17,7 +17,8 @@ COLUMNS = ["model", "task", "condition", "n", "exact_match", "exact_match_ci_low
 def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     """Exact match by task and variation (dots with intervals), one panel per model; bars mark preference accuracy."""
     table = tables["behaviour"]
-    drawn = table[table["polarity"] == "all"][COLUMNS].reset_index(drop=True)
+    drawn = table[(table["polarity"] == "all") & table["condition"].isin(VARIATION_COLOURS)][COLUMNS]
+    drawn = drawn.reset_index(drop=True)
     models, tasks, conditions = (list(dict.fromkeys(drawn[name])) for name in ("model", "task", "condition"))
     across = min(len(models), 4)
     down = -(-len(models) // across)

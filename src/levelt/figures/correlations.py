@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from levelt.figures.style import FULL_WIDTH, GREY, ROLE_COLOURS, chance_line, legend, words
+from levelt.figures.style import FULL_WIDTH, GREY, ROLE_COLOURS, VARIATION_COLOURS, chance_line, legend, words
 
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 
@@ -19,7 +19,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     behaviour = tables["behaviour"]
     behaviour = behaviour[behaviour["polarity"] == "all"][["model", "task", "condition", "exact_match"]]
     probes = tables["probes"]
-    label = probes[(probes["target"] == "label") & (probes["layer"] > 0)]
+    label = probes[(probes["target"] == "label") & (probes["layer"] > 0) & probes["condition"].isin(VARIATION_COLOURS)]
     keys = ["model", "task", "condition", "role"]
     information = label.groupby(keys, sort=False, observed=True)["balanced_accuracy"].mean().reset_index(name="x")
     cells = information.merge(behaviour, on=keys[:3]).rename(columns={"exact_match": "y"})

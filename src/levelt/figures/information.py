@@ -36,7 +36,8 @@ def mean_over_tasks(probes: pd.DataFrame) -> pd.DataFrame:
 
 def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     """Balanced accuracy against depth: columns are roles, rows are targets, colours variations, line styles models."""
-    drawn = mean_over_tasks(tables["probes"])
+    probes = tables["probes"]
+    drawn = mean_over_tasks(probes[probes["condition"].isin(VARIATION_COLOURS)])
     models, roles, conditions = (list(dict.fromkeys(drawn[name])) for name in ("model", "role", "condition"))
     targets = [target for target in TARGETS if target in set(drawn["target"])]
     figure, axes = plt.subplots(

@@ -17,7 +17,7 @@ from levelt.config import Statistics
 from levelt.randomness import generator
 from levelt.statistics.correlation import kendall
 from levelt.statistics.resampling import cluster_draws, mean_interval, percentile_interval
-from levelt.studies.information import VARIATIONS, variation_of
+from levelt.studies.information import INTERVENED, VARIATIONS, without_interventions
 
 MODEL_COLUMNS = ["model", "family", "size", "parameters", "stage"]
 
@@ -104,7 +104,7 @@ def blocking_table(
     ]
     table = pd.concat(quantities, ignore_index=True)
     keys = ["model", "task", "quantity", "role", "target"]
-    before = table[table["condition"] == variation_of("")].drop(columns=["condition", "pair_id"])
+    before = table[table["condition"] == INTERVENED].drop(columns=["condition", "pair_id"])
     blocked = table[~table["condition"].isin(VARIATIONS)]
     paired = blocked.merge(before, on=[*keys, "prompt_id"], suffixes=("", "_before"), validate="many_to_one")
     rows = []
@@ -151,7 +151,7 @@ def information(probes: pd.DataFrame) -> pd.DataFrame:
 def correlations_table(
     behaviour: pd.DataFrame, hits: pd.DataFrame, information: pd.DataFrame, statistics: Statistics, seed: int
 ) -> pd.DataFrame:
-    """Kendall's tau-b between label information at each role and behaviour, and between roles.
+    """Kendall's tau-b between label information at each role and behaviour, and between roles; no interventions.
 
     Level ``instances``: rows of one task; x is the share of layers 1..L whose out-of-fold probe is right, y is exact
     match. Estimated within each model and condition (a pooled tau would mix in the differences between conditions) and
@@ -163,6 +163,7 @@ def correlations_table(
         level, task, first, second, tau, ci_low, ci_high, n, cells, undefined (cells where a variable is constant).
     """
     pairs = [("sample", "behaviour"), ("output", "behaviour"), ("decision", "behaviour"), ("sample", "output")]
+    behaviour, hits, information = map(without_interventions, (behaviour, hits, information))
     rows = _instance_correlations(behaviour, hits, pairs, statistics, seed)
     rows += _cell_correlations(behaviour, information, pairs, statistics, seed)
     columns = ["level", "task", "first", "second", "tau", "ci_low", "ci_high", "n", "cells", "undefined"]

@@ -31,9 +31,18 @@ SITES = {"sample": "residual", "output": "attention", "decision": "residual"}
 VARIATIONS: tuple[str, ...] = typing.get_args(Variation)
 
 
+INTERVENED = "instruction_first"
+"""The variation whose prompts the interventions are applied to."""
+
+
 def variation_of(condition: str) -> str:
     """The prompt variation of a condition: itself, or the one whose prompts an intervention changes."""
-    return condition if condition in VARIATIONS else "instruction_first"
+    return condition if condition in VARIATIONS else INTERVENED
+
+
+def without_interventions(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the prompt variations."""
+    return table[table["condition"].isin(VARIATIONS)]
 
 
 FIRST_LAYER = {"residual": 0, "attention": 1}

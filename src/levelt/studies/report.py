@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from levelt.studies.asymmetry import information
+from levelt.studies.information import without_interventions
 from levelt.studies.published import VALUES
 
 _ESCAPES = {
@@ -84,6 +85,8 @@ def numbers(
         samples: task -> samples report.
         example: the prompts of one model and task, of which the first sample is shown.
     """
+    fitted = probes
+    behaviour, probes = without_interventions(behaviour), without_interventions(probes)
     summary = information(probes)
     values = {
         "study": escape(settings["study"]),
@@ -98,8 +101,8 @@ def numbers(
         "polarity": settings["prompts"].polarity,
         "models": _counted(len(manifests), "checkpoint"),
         "tasks": _counted(len(samples), "task"),
-        "probes.count": f"{_probe_count(probes, settings['probes']):,}".replace(",", r"\,"),
-        "probes.bound": _power(probes["bound"].max()),
+        "probes.count": f"{_probe_count(fitted, settings['probes']):,}".replace(",", r"\,"),
+        "probes.bound": _power(fitted["bound"].max()),
     }
     values["table.models"] = _models_table(manifests)
     values["table.tasks"] = _tasks_table(samples)
