@@ -492,6 +492,7 @@ def prompts_file(tmp_path: Path) -> Path:
                     "unasked": None,
                     "options": ["yes", "no"],
                     "option_ids": [3, 4],
+                    "straddling": 0,
                 }
             )
     path = tmp_path / "prompts.parquet"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from levelt.engine.plans import CONDITIONS, Plan
 from levelt.engine.run import Readings, check_prompts, read_prompts
 from levelt.files import InputError, manifest_of, read_json, sha256, write_arrays, write_json, write_parquet
 from levelt.models.loading import Decoder, load_model
-from levelt.prompts.spans import Span, TokenGroups
+from levelt.prompts.render import COLUMNS, Prompt, from_table
 
 KEPT = [
     "prompt_id",
@@ -36,15 +35,6 @@ KEPT = [
 ]
 INTERVENED = "instruction_first"
 """The condition whose prompts the interventions are applied to."""
-NEEDED = [*KEPT, "input_ids", "groups", "options", "option_ids"]
-
-
-@dataclass(frozen=True)
-class StoredPrompt:
-    """Tokens and groups of one row of the prompts table."""
-
-    input_ids: Sequence[int]
-    groups: TokenGroups
 
 
 @dataclass(frozen=True)
@@ -52,19 +42,18 @@ class Condition:
     """The rows of one condition, and what the engine needs of them; with a plan, if it is an intervention."""
 
     rows: pd.DataFrame
-    prompts: list[StoredPrompt]
-    option_ids: list[list[int]]
+    prompts: list[Prompt]
     plan: Plan | None = None
 
     @classmethod
     def of(cls, rows: pd.DataFrame) -> Condition:
         """Take the rows of one condition apart."""
-        groups = [
-            TokenGroups(tuple(Span(group["name"], int(group["start"]), int(group["stop"])) for group in stored))
-            for stored in rows["groups"]
-        ]
-        prompts = [StoredPrompt(*row) for row in zip(rows["input_ids"], groups, strict=True)]
-        return cls(rows, prompts, [[int(option) for option in options] for options in rows["option_ids"]])
+        return cls(rows, from_table(rows))
+
+    @property
+    def option_ids(self) -> list[tuple[int, int]]:
+        """First tokens of the two options, by prompt."""
+        return [prompt.option_ids for prompt in self.prompts]
 
     def under(self, intervention: str) -> Condition:
         """The same prompts, read with attention blocked."""
@@ -155,7 +144,7 @@ def prompts_table(path: str | Path) -> pd.DataFrame:
         table = pd.read_parquet(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such prompts file") from None
-    missing = [column for column in NEEDED if column not in table.columns]
+    missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
         raise InputError(f"{path}: column {missing[0]} is missing; found {', '.join(table.columns)}")
     if table.empty:
