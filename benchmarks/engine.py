@@ -4,7 +4,8 @@ One run, one machine, one thread, random weights. Every ratio is the median over
 compares take turns, so that a busy machine hits both. The prompts are ragged and laid out like a study's: 48 tokens
 of system message and question that all share, a sample of 12 to 32 tokens, 10 tokens of template. So 65 % of a prompt
 is shared, midway between the organisms' prompts (38 %) and the published ones (90 %). The "apart" rows use as long
-prompts that share nothing. Batches are the engine's (sorted by length, at most 4096 tokens) for everyone, the released procedure aside.
+prompts that share nothing. Batches are the engine's (sorted by length, at most 4096 tokens) for everyone but the
+released procedure.
 
 - capture_over_forward: `capture` of residuals (sample, decision), attention (decision) and the option logits / a plain
   batched forward of the same batches, which computes the logits of the last position only (the cheapest there is);
@@ -487,7 +488,8 @@ def on_device(shape: str, device: str, count: int, rounds: int, batch_tokens: in
         name: float(np.linalg.norm(values - eager[name]) / np.linalg.norm(eager[name]))
         for name, values in exact.values.items()
     }
-    print(f"{shape} on {device}, bfloat16, {count} prompts; this mode has not been run on a GPU")
+    where = torch.cuda.get_device_name() if device == "cuda" else "a CPU, which only shows that this mode works"
+    print(f"{shape} on {where}, bfloat16, {count} prompts")
     table({"capture_over_forward": found}, {})
     print(f"achieved {achieved / 1e12:.2f} TFLOP/s of {rate / 1e12:.2f} measured: {achieved / rate:.0%}")
     print("sdpa against eager:", ", ".join(f"{name} {value:.1e}" for name, value in gaps.items()))

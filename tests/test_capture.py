@@ -16,7 +16,7 @@ import torch
 
 from levelt.config import Engine
 from levelt.engine.capture import Captured, Read, capture, sweep
-from levelt.engine.plans import condition
+from levelt.engine.plans import Block, Plan, condition
 from levelt.engine.run import read_prompts
 from levelt.files import InputError
 from levelt.models.anatomy import locate
@@ -466,6 +466,23 @@ def test_a_sweep_runs_only_what_a_plan_can_change():
     isolated = found["isolate_sample"]["sample.residual"]
     assert gap(both["mixed"]["sample.residual"][1::2], isolated[1::2]) < TOLERANCE
     assert gap(both["mixed"]["sample.residual"][::2], found["plain"]["sample.residual"][::2]) < TOLERANCE
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_a_group_that_a_plan_changes_in_part(each: bool):
+    """Its mean needs its unchanged positions too: the rerun begins in front of the group."""
+    plans = {"plain": None, "part": Plan((Block.of("sample[2:0]", "instruction"),))}
+    reads = [Read("residual", "sample", each), Read("residual", "instruction", each), Read("mlp", "decision", each)]
+    found = sweep(decoder("llama"), PROMPTS[:7], plans, reads, batch_tokens=100)
+    for row in (0, 3, 5):
+        alone = capture(decoder("llama"), [PROMPTS[row]], reads, plan=plans["part"])
+        for name in alone.values:
+            assert gap(found["part"].row(name, row), alone.row(name, 0)) < TOLERANCE
+    if each:
+        first = found["part"].offsets["sample"][:-1]
+        for at, change in ((0, False), (1, False), (2, True)):
+            values = [found[name]["sample.residual.each"][first + at] for name in plans]
+            assert (gap(*values) > 1e-2) == change
 
 
 def test_a_plan_that_removes_nothing_is_refused_in_a_sweep():

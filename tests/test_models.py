@@ -45,7 +45,7 @@ def test_self_check_passes(family: str):
     self_check(model(family), locate(model(family)))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_self_check_passes_in_bfloat16(family: str):
     half = tiny(family).to(torch.bfloat16)
     self_check(half, locate(half))
@@ -82,6 +82,30 @@ class Scale(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden * self.factor
+
+
+@pytest.mark.parametrize(
+    ("family", "norm"), [("llama", "rms+1"), ("gemma3_text", "rms"), ("gpt2", "rms"), ("cohere", "rms")]
+)
+def test_self_check_refuses_a_wrong_kind_of_norm(family: str, norm: str):
+    parts = replace(locate(model(family)), norm=norm)
+    with pytest.raises(InputError, match="the final norm is not the rms"):
+        self_check(model(family), parts)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2"])
+def test_self_check_refuses_heads_that_are_not_what_attention_adds(family: str):
+    """Twins: projections of other layers."""
+    parts = locate(model(family))
+    with pytest.raises(InputError, match="heads of layer 1 add up to something else than its attention contribution"):
+        self_check(model(family), replace(parts, projection=parts.projection[::-1]))
+
+
+def test_self_check_refuses_a_missing_logit_scale():
+    parts = locate(model("cohere"))
+    assert parts.logit_scale == 0.5
+    with pytest.raises(InputError, match="differs from the logits"):
+        self_check(model("cohere"), replace(parts, logit_scale=1.0))
 
 
 def test_self_check_refuses_a_wrong_number_of_layers():

@@ -56,8 +56,7 @@ def test_transformer_lens(family: str, tmp_path: Path, monkeypatch: pytest.Monke
     from transformers import AutoTokenizer
 
     model = tiny(family, attention="eager", **changes(family))
-    projection = locate(model).projection
-    norms = locate(model)
+    parts = locate(model)
     save(model, tmp_path)
     model.config.architectures = [type(model).__name__]
     with warnings.catch_warnings():
@@ -65,7 +64,7 @@ def test_transformer_lens(family: str, tmp_path: Path, monkeypatch: pytest.Monke
         bridge = TransformerBridge.boot_transformers(
             str(tmp_path), hf_model=model, tokenizer=AutoTokenizer.from_pretrained(tmp_path), device="cpu"
         )
-    matrices = [module.weight.detach().clone() for module in projection]
+    matrices = [module.weight.detach().clone() for module in parts.projection]
     found = captured(family)
     for row in ROWS:
         ids, span = PROMPTS[row].input_ids, PROMPTS[row].groups["sample"]
@@ -86,7 +85,7 @@ def test_transformer_lens(family: str, tmp_path: Path, monkeypatch: pytest.Monke
             assert gap(mlp[:, layer], theirs("hook_mlp_out", layer)[inside]) < TOLERANCE
             pattern = theirs("attn.hook_pattern", layer)[:, inside].transpose(0, 1)
             assert gap(weights[:, layer, :, : len(ids)], pattern) < TOLERANCE
-            if norms.attention_contribution[layer] is norms.attention[layer]:
+            if parts.attention_contribution[layer] is parts.attention[layer]:
                 matrix = matrices[layer] if family == "gpt2" else matrices[layer].T
                 z = theirs("attn.hook_z", layer)[inside].reshape(len(residual), 4, -1)
                 expected = torch.einsum("phw,hwd->phd", z, matrix.reshape(4, -1, matrix.shape[-1]))

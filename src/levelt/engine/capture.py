@@ -148,9 +148,9 @@ def sweep(
 ) -> dict[str, Captured]:
     """Capture the same prompts under several plans, running again only what a plan can change.
 
-    Of a batch, the positions in front of the first blocked query are the same as in the plain run, exactly: their
-    keys and values come from its cache, and what is read there is copied from it. (Models with sliding windows,
-    whose cache forgets, attention weights, and plans that are no block plans run from the common prefix on.)
+    By causality, a row's positions in front of its first blocked query are those of the plain run: their keys and
+    values come from its cache, and what is read there is copied from it. (Models with sliding windows, whose cache
+    forgets, attention weights, and plans that are no block plans run from the common prefix on.)
 
     Args and errors as for `capture`; plans: by name, None for the plain run.
 
@@ -164,8 +164,7 @@ def sweep(
     shared = job.shared(min((int(first.min()) for first in firsts.values()), default=0))
     prefix = job.prefix(shared) if shared else None
     # a cached position costs memory in every row, if less than a running one
-    lengths = [len(prompt.input_ids) - shared + shared // 4 for prompt in prompts]
-    batches = plan_batches(lengths, batch_tokens, 0)
+    batches = plan_batches([length - shared + shared // 4 for length in job.lengths.tolist()], batch_tokens, 0)
     outputs = {name: job.outputs() for name in plans}
     padded = dict.fromkeys(plans, 0)
     kept = len(plans) > 1 and not job.windowed and not any(read.site == "weights" for read in reads)
