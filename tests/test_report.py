@@ -15,7 +15,7 @@ import synthetic
 from levelt.config import Probes, Prompts
 from levelt.files import InputError, sha256, write_csv
 from levelt.studies.report import decimal, escape, interval, numbers, render, tabular
-from levelt.typesetting import build
+from levelt.typesetting import build, install
 
 needs_latex = pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed (make latex)")
 
@@ -138,3 +138,10 @@ def test_formatting() -> None:
     assert interval(0.1, 0.25) == "[0.10, 0.25]" and interval(float("nan"), 1.0) == ""
     assert escape("50% of a_b & “x” ✓") == r"50\% of a\_b \& ``x'' [U+2713]"
     assert tabular(["a"], [["1"], [], ["2"]], "l").count(r"\\") == 3
+
+
+def test_latex_is_not_installed_where_nobody_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(InputError, match=r"LaTeX is missing .* `sudo apt-get install latexmk texlive"):
+        install()
