@@ -55,7 +55,7 @@ from levelt.config import Engine
 from levelt.engine.attention import check_plan
 from levelt.engine.capture import Read, capture, sweep
 from levelt.engine.generate import Batch, plan_batches
-from levelt.engine.plans import condition
+from levelt.engine.plans import CONDITIONS, condition
 from levelt.engine.run import read_prompts
 from levelt.engine.sites import Selection
 from levelt.models.anatomy import locate
@@ -160,14 +160,7 @@ def captured(decoder: Decoder, prompts: Sequence[Prompt], batch_tokens: int) -> 
     capture(decoder, prompts, reads, token_ids=OPTIONS, batch_tokens=batch_tokens)
 
 
-PLANS = (
-    "block_nothing",
-    "block_instruction_to_all",
-    "block_instruction_to_sample",
-    "block_instruction_to_output",
-    "block_sample_to_output",
-    "isolate_sample",
-)
+PLANS = tuple(name for name in CONDITIONS if not name.endswith("_as_released"))
 
 
 def nine_conditions(decoder: Decoder, conditions: dict[str, list[Prompt]], batch_tokens: int) -> None:
