@@ -18,7 +18,8 @@ from levelt.ledger.graph import Job
 STAGES = {
     "world": ["world", "instructions"],
     "samples": ["samples"],
-    "models": ["tokenizer", "pretrain", "tune", "checkpoint"],
+    "models": ["tokenizer", "untrained", "pretrain", "tune", "align", "checkpoint"],
+    "organisms": ["evaluate"],
     "prompts": ["prompts"],
     "activations": ["read"],
     "probes": ["probe"],
