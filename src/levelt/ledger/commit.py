@@ -53,7 +53,7 @@ def commit(study: str, config: str, rooms: Sequence[str], prune: bool = False) -
         prune: delete leftovers (files and records of jobs the study no longer has) instead of refusing.
 
     Raises:
-        InputError: the run is not finished, or what is on disk is not what its jobs read or wrote. Nothing was recorded.
+        InputError: the run is not finished, or the files are not what its jobs read or wrote; nothing is recorded.
     """
     if "DVC_STAGE" in os.environ:
         raise InputError("`levelt ledger commit` was called from inside a DVC stage; call it after the run")
