@@ -30,9 +30,9 @@ def sign_flips(groups: int, draws: int, generator: np.random.Generator) -> Float
         raise ValueError("no group to flip")
     if 2**groups <= draws:
         bits = (np.arange(2**groups)[:, None] >> np.arange(groups)) & 1
-        exact: Floats = 1.0 - 2.0 * bits
+        exact: Floats = (1 - 2 * bits).astype(np.float64)
         return exact
-    signs: Floats = 1.0 - 2.0 * generator.integers(0, 2, size=(draws, groups))
+    signs: Floats = (1 - 2 * generator.integers(0, 2, size=(draws, groups))).astype(np.float64)
     signs[0] = 1.0
     return signs
 
