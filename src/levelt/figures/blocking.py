@@ -36,7 +36,9 @@ def mean_over_tasks(blocking: pd.DataFrame) -> pd.DataFrame:
 
 def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     """Change of behaviour and information under each intervention, mean over tasks; a panel per model."""
-    drawn = mean_over_tasks(tables["blocking"])
+    table = tables["blocking"]
+    single = (table["model"] != "all") & (table["task"] != "all") & table["quantity"].isin(["exact_match", "information"])
+    drawn = mean_over_tasks(table[single])
     chosen = [(role, target) in QUANTITIES for role, target in zip(drawn["role"], drawn["target"], strict=True)]
     drawn = drawn[chosen].reset_index(drop=True)
     models, conditions = list(dict.fromkeys(drawn["model"])), list(dict.fromkeys(drawn["condition"]))

@@ -24,7 +24,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     information = label.groupby(keys, sort=False, observed=True)["balanced_accuracy"].mean().reset_index(name="x")
     cells = information.merge(behaviour, on=keys[:3]).rename(columns={"exact_match": "y"})
     taus = tables["correlations"]
-    taus = taus[taus["second"] == "behaviour"].reset_index(drop=True)
+    single = (taus["level"] == "cells") | (taus["task"] != "all")
+    taus = taus[(taus["second"] == "behaviour") & (taus["stage"] == "all") & single].reset_index(drop=True)
     models, roles = list(dict.fromkeys(cells["model"])), list(dict.fromkeys(cells["role"]))
     tasks = list(dict.fromkeys(taus[taus["level"] == "instances"]["task"]))
     rows = [("instances", task) for task in tasks] + [("cells", "all")]
