@@ -6,6 +6,7 @@ that the file stays readable; a folder that two stages would own is an error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ STAGES = {
     "figures": ["figure"],
     "paper": ["numbers", "report"],
 }
-"""Stage -> the rules it runs. A rule that is missing here is an error, never silently left out."""
+"""Stage -> the rules it runs. A rule that is missing here is an error, never silently left out. Rules that are made in
+a loop (read, read_2, ...) are named by their first."""
 
 LOCAL_ONLY = {"activations"}
 """Folders that are cached but never pushed: big, and cheap to recompute."""
@@ -38,6 +40,11 @@ def folder_of(path: str) -> str:
     """The folder that is versioned as one: the first three parts of data/<study>/<room>/..., two of figures/<study>."""
     parts = Path(path).parts
     return "/".join(parts[: 3 if parts[0] == "data" else 2])
+
+
+def first_of(rule: str) -> str:
+    """The first of the rules that a loop makes: read for read_2."""
+    return re.sub(r"_\d+$", "", rule)
 
 
 def stages(jobs: Sequence[Job], study: str, configfile: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,19 +61,20 @@ def stages(jobs: Sequence[Job], study: str, configfile: str, config: Mapping[str
         InputError: a rule belongs to no stage, or a folder belongs to two.
     """
     stage_of = {rule: stage for stage, rules in STAGES.items() for rule in rules}
-    unknown = sorted({job.rule for job in jobs} - set(stage_of) - {"all"})
+    unknown = sorted({first_of(job.rule) for job in jobs} - set(stage_of) - {"all"})
     if unknown:
         raise InputError(f"rules {unknown} belong to no DVC stage; name them in levelt.ledger.stages.STAGES")
     owner: dict[str, str] = {}
     for job in jobs:
         for path in job.outputs:
-            if owner.setdefault(folder_of(path), stage_of[job.rule]) != stage_of[job.rule]:
+            stage = stage_of[first_of(job.rule)]
+            if owner.setdefault(folder_of(path), stage) != stage:
                 raise InputError(
                     f"{folder_of(path)} would belong to the stages {owner[folder_of(path)]} and {job.rule}"
                 )
     tree: dict[str, Any] = {}
     for stage, rules in STAGES.items():
-        own = [job for job in jobs if job.rule in rules]
+        own = [job for job in jobs if first_of(job.rule) in rules]
         if not own:
             continue
         outs = sorted(folder for folder, of in owner.items() if of == stage)
@@ -89,8 +97,13 @@ def render(tree: Mapping[str, Any]) -> str:
 
 
 def _running(rules: Sequence[str], jobs: Sequence[Job]) -> list[str]:
-    """Those of the rules that have a job in this study."""
-    return [rule for rule in rules if any(job.rule == rule for job in jobs)]
+    """Those of the rules that have a job in this study, with the further ones of a loop."""
+    found = {job.rule for job in jobs}
+    return [rule for first in rules for rule in sorted(found, key=_number) if first_of(rule) == first]
+
+
+def _number(rule: str) -> tuple[int, str]:
+    return len(rule), rule
 
 
 def _written(key: str, config: Mapping[str, Any]) -> bool:
