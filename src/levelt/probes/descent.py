@@ -1,0 +1,249 @@
+"""Descent on whitened logistic losses: many problems in lockstep, each iteration two matrix products per design.
+
+Write H = ceiling X'WX + penalty I, with ceiling the largest curvature the loss can have in a score (1/4 for two
+classes, 1/2 for the softmax; Boehning 1992). In coordinates in which H is the identity, no direction curves more than
+1, the penalty needs no matrix of its own (penalty |w|^2 = |v|^2 - ceiling * weighted sum of squared scores), and
+features of any spectrum look alike. All designs of a batch and all problems of a design then advance together.
+
+Layout: arrays are [designs, problems * outputs, length], the last axis contiguous, because that is how the products are
+fast. One output per problem is two classes (its score is the log-odds of class 1), more are a softmax.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Real = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weighted log-loss of every problem.
+
+    Attributes:
+        targets: [designs, problems * outputs, n], 1 where the row has the class (of class 1 if there are two).
+        rows: row weights, [designs, 1, n], summing to 1; rows with weight 0 are scored but not fitted.
+        outputs: scores per problem: 1, or the number of classes.
+    """
+
+    targets: Real
+    rows: Real
+    outputs: int
+
+    @property
+    def ceiling(self) -> float:
+        """Largest curvature of the loss of a row in its scores."""
+        return 0.25 if self.outputs == 1 else 0.5
+
+    def astype(self, dtype: npt.DTypeLike) -> Loss:
+        """The same loss in another precision."""
+        return Loss(self.targets.astype(dtype), self.rows.astype(dtype), self.outputs)
+
+    def part(self, designs: npt.NDArray[np.bool_]) -> Loss:
+        """The loss of some designs."""
+        return Loss(self.targets[designs], self.rows[designs], self.outputs)
+
+    def probabilities(self, scores: Real) -> Real:
+        """Class probabilities at ``scores`` [designs, problems * outputs, n]."""
+        if self.outputs == 1:
+            found: Real = np.tanh(0.5 * scores)
+            found += 1
+            found *= 0.5
+            return found
+        split = self.split(scores)
+        powers = np.exp(split - split.max(axis=2, keepdims=True))
+        return (powers / powers.sum(axis=2, keepdims=True)).reshape(scores.shape)
+
+    def curved(self, probabilities: Real, direction: Real) -> Real:
+        """The Hessian of each row's loss in its scores, applied to ``direction``."""
+        if self.outputs == 1:
+            return probabilities * (1 - probabilities) * direction
+        mixed = self.split(probabilities * direction).sum(axis=2, keepdims=True)
+        return probabilities * (self.split(direction) - mixed).reshape(direction.shape)
+
+    def split(self, values: Real) -> Real:
+        """[designs, problems * outputs, m] as [designs, problems, outputs, m]."""
+        return values.reshape(values.shape[0], -1, self.outputs, values.shape[2])
+
+    def dot(self, first: Real, second: Real) -> Real:
+        """Inner products over outputs and the last axis: [designs, problems]."""
+        sums = np.einsum("dpn,dpn->dp", first, second)
+        return sums if self.outputs == 1 else sums.reshape(len(sums), -1, self.outputs).sum(axis=2)
+
+    def each(self, values: Real) -> Real:
+        """One value per problem [designs, problems] as a factor for [designs, problems * outputs, m]."""
+        return (values if self.outputs == 1 else np.repeat(values, self.outputs, axis=1))[:, :, None]
+
+
+class Space(Protocol):
+    """Whitened coordinates of the designs of a batch."""
+
+    width: int
+
+    def pull(self, coefficients: Real, slopes: Real) -> tuple[Real, Real]:
+        """The gradient of 1/2 |v|^2 + (a loss with these slopes in the scores), and its scores."""
+
+    def inner(self, loss: Loss, first: Real, second: Real, scores: Real) -> Real:
+        """Inner products [designs, problems] of two vectors, given the scores of the second."""
+
+    def part(self, designs: npt.NDArray[np.bool_]) -> Space:
+        """The coordinates of some designs."""
+
+
+@dataclass(frozen=True)
+class Tall:
+    """More rows than features: coordinates along the features. ``design`` is [designs, width, n]."""
+
+    design: Real
+
+    @property
+    def width(self) -> int:
+        """Coordinates per output."""
+        return int(self.design.shape[1])
+
+    def pull(self, coefficients: Real, slopes: Real) -> tuple[Real, Real]:
+        gradient = slopes @ self.design.transpose(0, 2, 1)
+        gradient += coefficients
+        return gradient, gradient @ self.design
+
+    def inner(self, loss: Loss, first: Real, second: Real, scores: Real) -> Real:
+        return loss.dot(first, second)
+
+    def part(self, designs: npt.NDArray[np.bool_]) -> Tall:
+        return Tall(self.design[designs])
+
+
+@dataclass(frozen=True)
+class Flat:
+    """More features than rows: a vector is a combination of the rows, which is exact, since the optimum is one.
+
+    ``kernel`` [designs, n, n] holds the whitened inner products of the rows; a gradient then needs no product at all
+    and its scores one.
+    """
+
+    kernel: Real
+
+    @property
+    def width(self) -> int:
+        """Coordinates per output."""
+        return int(self.kernel.shape[1])
+
+    def pull(self, coefficients: Real, slopes: Real) -> tuple[Real, Real]:
+        gradient = coefficients + slopes
+        return gradient, gradient @ self.kernel
+
+    def inner(self, loss: Loss, first: Real, second: Real, scores: Real) -> Real:
+        return loss.dot(first, scores)
+
+    def part(self, designs: npt.NDArray[np.bool_]) -> Flat:
+        return Flat(self.kernel[designs])
+
+
+def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
+    """Nonlinear conjugate gradients from zero (Polak-Ribiere, Newton step lengths), until every gradient is small.
+
+    A step that passes the minimum along its line by more than it started before it is shortened by the secant rule.
+
+    Returns:
+        Coefficients [designs, problems * outputs, width]. Whether they are good enough is for the caller to certify.
+    """
+    designs, problems, rows = loss.targets.shape
+    kind = loss.targets.dtype
+    found = np.zeros((designs, problems, space.width), kind)
+    where = np.arange(designs)
+    coefficients, scores = found.copy(), np.zeros((designs, problems, rows), kind)
+    direction = ray = gradient = np.zeros(0, kind)
+    size = slope = length = np.zeros(0, kind)
+    fresh = True
+    for iteration in range(limit):
+        probabilities = loss.probabilities(scores)
+        slopes = probabilities - loss.targets
+        slopes -= loss.ceiling * scores
+        slopes *= loss.rows
+        before = gradient
+        gradient, image = space.pull(coefficients, slopes)
+        if not fresh:
+            passed = space.inner(loss, direction, gradient, image)
+            wild = passed > -slope
+            if wild.any():
+                back = loss.each(np.where(wild, length * slope / (slope - passed + (~wild)) - length, 0).astype(kind))
+                coefficients += back * direction
+                scores += back * ray
+                fresh = True
+                continue
+        old, size = size, space.inner(loss, gradient, gradient, image)
+        done = (size <= tolerance**2).all(axis=1)
+        if done.all():
+            break
+        if iteration % 8 == 7 and done.mean() >= 0.25:  # go on with the others only
+            found[where[done]] = coefficients[done]
+            left = ~done
+            where, space, loss = where[left], space.part(left), loss.part(left)
+            coefficients, scores, gradient, image = coefficients[left], scores[left], gradient[left], image[left]
+            probabilities, size = probabilities[left], size[left]
+            if not fresh:
+                direction, ray, before, old = direction[left], ray[left], before[left], old[left]
+        if fresh:
+            direction, ray = -gradient, -image
+            fresh = False
+        else:
+            beta = np.maximum(0, (size - space.inner(loss, before, gradient, image)) / np.maximum(old, 1e-30))
+            factor = loss.each(beta)
+            direction = factor * direction - gradient
+            ray = factor * ray - image
+        slope = space.inner(loss, direction, gradient, image)
+        lost = slope >= 0
+        if lost.any():
+            chosen = loss.each(lost)
+            direction, ray = np.where(chosen, -gradient, direction), np.where(chosen, -image, ray)
+            slope = np.where(lost, -size, slope)
+        bent = loss.curved(probabilities, ray)
+        bent -= loss.ceiling * ray
+        bent *= loss.rows
+        curvature = space.inner(loss, direction, direction, ray) + loss.dot(bent, ray)
+        length = -slope / np.maximum(curvature, 1e-30)
+        step = loss.each(length)
+        coefficients += step * direction
+        scores += step * ray
+    found[where] = coefficients
+    return found
+
+
+def newton_step(space: Space, loss: Loss, probabilities: Real, gradient: Real, accuracy: float, limit: int) -> Real:
+    """The Newton step at a point, to a relative ``accuracy``, by linear conjugate gradients.
+
+    Args:
+        probabilities: at the point, [designs, problems * outputs, n].
+        gradient: in the coordinates of ``space``, [designs, problems * outputs, width].
+
+    Returns:
+        The step (to be added), [designs, problems * outputs, width].
+    """
+    step = np.zeros_like(gradient)
+    nothing = np.zeros_like(probabilities)
+    residual = -gradient
+    _, image = space.pull(residual, nothing)
+    size = space.inner(loss, residual, residual, image)
+    goal = accuracy**2 * size
+    direction, ray = residual, image
+    for _ in range(limit):
+        bent = loss.curved(probabilities, ray)
+        bent -= loss.ceiling * ray
+        bent *= loss.rows
+        curved, curved_ray = space.pull(direction, bent)
+        along = space.inner(loss, direction, curved, curved_ray)
+        length = loss.each(np.where(size > goal, size / np.maximum(along, 1e-38), 0).astype(step.dtype))
+        step += length * direction
+        residual = residual - length * curved
+        image = image - length * curved_ray
+        old, size = size, space.inner(loss, residual, residual, image)
+        if (size <= goal).all():
+            break
+        factor = loss.each(size / np.maximum(old, 1e-38))
+        direction = residual + factor * direction
+        ray = image + factor * ray
+    return step
