@@ -12,12 +12,13 @@ fast. One output per problem is two classes (its score is the log-odds of class 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-Real = npt.NDArray[np.floating]
+Real = npt.NDArray[Any]
+"""Floating point of either precision."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +57,27 @@ class Loss:
             return found
         split = self.split(scores)
         powers = np.exp(split - split.max(axis=2, keepdims=True))
-        return (powers / powers.sum(axis=2, keepdims=True)).reshape(scores.shape)
+        powers /= powers.sum(axis=2, keepdims=True)
+        return np.reshape(powers, scores.shape)
 
     def curved(self, probabilities: Real, direction: Real) -> Real:
         """The Hessian of each row's loss in its scores, applied to ``direction``."""
-        if self.outputs == 1:
-            return probabilities * (1 - probabilities) * direction
-        mixed = self.split(probabilities * direction).sum(axis=2, keepdims=True)
-        return probabilities * (self.split(direction) - mixed).reshape(direction.shape)
+        if self.outputs > 1:
+            mixed = self.split(probabilities * direction).sum(axis=2, keepdims=True)
+            return np.multiply(probabilities, np.reshape(self.split(direction) - mixed, direction.shape))
+        away: Real = 1 - probabilities
+        away *= probabilities
+        away *= direction
+        return away
 
     def split(self, values: Real) -> Real:
         """[designs, problems * outputs, m] as [designs, problems, outputs, m]."""
-        return values.reshape(values.shape[0], -1, self.outputs, values.shape[2])
+        return np.reshape(values, (values.shape[0], -1, self.outputs, values.shape[2]))
 
     def dot(self, first: Real, second: Real) -> Real:
         """Inner products over outputs and the last axis: [designs, problems]."""
-        sums = np.einsum("dpn,dpn->dp", first, second)
-        return sums if self.outputs == 1 else sums.reshape(len(sums), -1, self.outputs).sum(axis=2)
+        sums: Real = np.einsum("dpn,dpn->dp", first, second)
+        return sums if self.outputs == 1 else np.sum(np.reshape(sums, (len(sums), -1, self.outputs)), axis=2)
 
     def each(self, values: Real) -> Real:
         """One value per problem [designs, problems] as a factor for [designs, problems * outputs, m]."""
@@ -82,7 +87,9 @@ class Loss:
 class Space(Protocol):
     """Whitened coordinates of the designs of a batch."""
 
-    width: int
+    @property
+    def width(self) -> int:
+        """Coordinates per output."""
 
     def pull(self, coefficients: Real, slopes: Real) -> tuple[Real, Real]:
         """The gradient of 1/2 |v|^2 + (a loss with these slopes in the scores), and its scores."""
@@ -181,7 +188,7 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
             break
         if iteration % 8 == 7 and done.mean() >= 0.25:  # go on with the others only
             found[where[done]] = coefficients[done]
-            left = ~done
+            left = np.logical_not(done)
             where, space, loss = where[left], space.part(left), loss.part(left)
             coefficients, scores, gradient, image = coefficients[left], scores[left], gradient[left], image[left]
             probabilities, size = probabilities[left], size[left]
@@ -204,8 +211,11 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
         bent = loss.curved(probabilities, ray)
         bent -= loss.ceiling * ray
         bent *= loss.rows
-        curvature = space.inner(loss, direction, direction, ray) + loss.dot(bent, ray)
-        length = -slope / np.maximum(curvature, 1e-30)
+        longest = space.inner(loss, direction, direction, ray)
+        curvature = longest + loss.dot(bent, ray)
+        length = -slope / np.maximum(
+            curvature, 1e-3 * longest + 1e-38
+        )  # a difference: rounding can leave nothing of it
         step = loss.each(length)
         coefficients += step * direction
         scores += step * ray
@@ -236,7 +246,8 @@ def newton_step(space: Space, loss: Loss, probabilities: Real, gradient: Real, a
         bent *= loss.rows
         curved, curved_ray = space.pull(direction, bent)
         along = space.inner(loss, direction, curved, curved_ray)
-        length = loss.each(np.where(size > goal, size / np.maximum(along, 1e-38), 0).astype(step.dtype))
+        going = (size > goal) & (along > 1e-6 * size)
+        length = loss.each(np.where(going, size / np.where(going, along, 1), 0).astype(step.dtype))
         step += length * direction
         residual = residual - length * curved
         image = image - length * curved_ray

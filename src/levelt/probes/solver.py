@@ -165,7 +165,9 @@ def fit_batch(
         wanted = "both 0 and 1" if classes == 2 else f"all of 0 to {classes - 1}"
         raise ValueError(f"labels must contain {wanted} among the training rows; {missing} missing")
     found = _solve(designs, loss, penalty, np.float32 if precision == "mixed" else np.float64)
-    late = ~(found.bounds <= bound).all(axis=1)
+    norms = (found.weights**2).sum(axis=(2, 3))
+    near = np.minimum(bound, (10 * ACCURACY) ** 2 * penalty / 2 * norms + 1e-28 / penalty)
+    late = ~(found.bounds <= near).all(axis=1)
     if late.any() and precision == "mixed":
         again = _solve(designs[late], loss.part(late), penalty, np.float64)
         for name in ("weights", "intercepts", "scores", "bounds"):
@@ -331,7 +333,7 @@ def settle(loss: Loss, scores: Floats) -> tuple[Floats, Floats]:
     moved = np.zeros((*scores.shape[:2], 1))
     probabilities = loss.probabilities(scores)
     for _ in range(100):
-        slope = loss.split(((probabilities - loss.targets) @ loss.rows.transpose(0, 2, 1)))
+        slope = loss.split((probabilities - loss.targets) @ loss.rows.transpose(0, 2, 1))
         if np.abs(slope).max() < 1e-14:
             break
         if loss.outputs == 1:
