@@ -1,12 +1,12 @@
 """Descent on whitened logistic losses: many problems in lockstep, each iteration two matrix products per design.
 
-Write H = ceiling X'WX + penalty I, with ceiling the largest curvature the loss can have in a score (1/4 for two
-classes, 1/2 for the softmax; Boehning 1992). In coordinates in which H is the identity, no direction curves more than
-1, the penalty needs no matrix of its own (penalty |w|^2 = |v|^2 - ceiling * weighted sum of squared scores), and
-features of any spectrum look alike. All designs of a batch and all problems of a design then advance together.
+Scores are measured in units in which no row's loss curves more than 1 (half the log-odds for two classes, Boehning
+1992), and weights in coordinates in which X'X + penalty is the identity. Then no direction curves more than 1 either,
+the penalty needs no matrix of its own (it is |v|^2 minus the squared scores), and features of any spectrum look
+alike. All designs of a batch and all problems of a design advance together.
 
-Layout: arrays are [designs, problems * outputs, length], the last axis contiguous, because that is how the products are
-fast. One output per problem is two classes (its score is the log-odds of class 1), more are a softmax.
+Layout: arrays are [designs, problems * outputs, length], the last axis contiguous, because that is how the products
+are fast. One output per problem is two classes (its score stands for class 1), more are a softmax.
 """
 
 from __future__ import annotations
@@ -23,52 +23,64 @@ Real = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Loss:
-    """Weighted log-loss of every problem.
+    """Log-loss of every problem.
 
     Attributes:
-        targets: [designs, problems * outputs, n], 1 where the row has the class (of class 1 if there are two).
-        rows: row weights, [designs, 1, n], summing to 1; rows with weight 0 are scored but not fitted.
+        targets: of two classes, 1 for class 1 and -1 for class 0; of more, 1 where the row has the class, else 0:
+            [designs, problems * outputs, n].
         outputs: scores per problem: 1, or the number of classes.
+        rows: relative row weights, [designs, 1, n]; None where all are equal.
     """
 
     targets: Real
-    rows: Real
     outputs: int
+    rows: Real | None = None
 
     @property
-    def ceiling(self) -> float:
-        """Largest curvature of the loss of a row in its scores."""
-        return 0.25 if self.outputs == 1 else 0.5
+    def unit(self) -> float:
+        """Log-odds per unit of score."""
+        return 2.0 if self.outputs == 1 else 2**0.5
 
     def astype(self, dtype: npt.DTypeLike) -> Loss:
         """The same loss in another precision."""
-        return Loss(self.targets.astype(dtype), self.rows.astype(dtype), self.outputs)
+        rows = None if self.rows is None else self.rows.astype(dtype)
+        return Loss(self.targets.astype(dtype), self.outputs, rows)
 
-    def part(self, designs: npt.NDArray[np.bool_]) -> Loss:
+    def part(self, designs: npt.NDArray[Any]) -> Loss:
         """The loss of some designs."""
-        return Loss(self.targets[designs], self.rows[designs], self.outputs)
+        return Loss(self.targets[designs], self.outputs, None if self.rows is None else self.rows[designs])
 
-    def probabilities(self, scores: Real) -> Real:
-        """Class probabilities at ``scores`` [designs, problems * outputs, n]."""
+    def predict(self, scores: Real) -> Real:
+        """What the scores say: expected target (two classes, -1 to 1), or class probabilities."""
         if self.outputs == 1:
-            found: Real = np.tanh(0.5 * scores)
-            found += 1
-            found *= 0.5
-            return found
-        split = self.split(scores)
+            said: Real = np.tanh(scores)
+            return said
+        split = self.split(scores * self.unit)
         powers = np.exp(split - split.max(axis=2, keepdims=True))
         powers /= powers.sum(axis=2, keepdims=True)
         return np.reshape(powers, scores.shape)
 
-    def curved(self, probabilities: Real, direction: Real) -> Real:
-        """The Hessian of each row's loss in its scores, applied to ``direction``."""
+    def slopes(self, said: Real) -> Real:
+        """Derivatives of the rows' losses in their scores."""
+        found: Real = said - self.targets
         if self.outputs > 1:
-            mixed = self.split(probabilities * direction).sum(axis=2, keepdims=True)
-            return np.multiply(probabilities, np.reshape(self.split(direction) - mixed, direction.shape))
-        away: Real = 1 - probabilities
-        away *= probabilities
-        away *= direction
-        return away
+            found *= self.unit
+        if self.rows is not None:
+            found *= self.rows
+        return found
+
+    def slack(self, said: Real, ray: Real) -> Real:
+        """``ray`` minus the rows' Hessians times ``ray``: what the loss curves less than its ceiling of 1."""
+        if self.outputs == 1:
+            found: Real = said * said
+            found *= ray
+        else:
+            split, rays = self.split(said), self.split(ray)
+            mixed = (split * rays).sum(axis=2, keepdims=True)
+            found = ray - 2 * np.reshape(split * (rays - mixed), ray.shape)
+        if self.rows is not None:
+            found *= self.rows
+        return found
 
     def split(self, values: Real) -> Real:
         """[designs, problems * outputs, m] as [designs, problems, outputs, m]."""
@@ -97,7 +109,7 @@ class Space(Protocol):
     def inner(self, loss: Loss, first: Real, second: Real, scores: Real) -> Real:
         """Inner products [designs, problems] of two vectors, given the scores of the second."""
 
-    def part(self, designs: npt.NDArray[np.bool_]) -> Space:
+    def part(self, designs: npt.NDArray[Any]) -> Space:
         """The coordinates of some designs."""
 
 
@@ -120,7 +132,7 @@ class Tall:
     def inner(self, loss: Loss, first: Real, second: Real, scores: Real) -> Real:
         return loss.dot(first, second)
 
-    def part(self, designs: npt.NDArray[np.bool_]) -> Tall:
+    def part(self, designs: npt.NDArray[Any]) -> Tall:
         return Tall(self.design[designs])
 
 
@@ -146,7 +158,7 @@ class Flat:
     def inner(self, loss: Loss, first: Real, second: Real, scores: Real) -> Real:
         return loss.dot(first, scores)
 
-    def part(self, designs: npt.NDArray[np.bool_]) -> Flat:
+    def part(self, designs: npt.NDArray[Any]) -> Flat:
         return Flat(self.kernel[designs])
 
 
@@ -154,6 +166,10 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
     """Nonlinear conjugate gradients from zero (Polak-Ribiere, Newton step lengths), until every gradient is small.
 
     A step that passes the minimum along its line by more than it started before it is shortened by the secant rule.
+
+    Args:
+        tolerance: gradient norm of each problem at which it is done.
+        limit: most iterations.
 
     Returns:
         Coefficients [designs, problems * outputs, width]. Whether they are good enough is for the caller to certify.
@@ -167,10 +183,9 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
     size = slope = length = np.zeros(0, kind)
     fresh = True
     for iteration in range(limit):
-        probabilities = loss.probabilities(scores)
-        slopes = probabilities - loss.targets
-        slopes -= loss.ceiling * scores
-        slopes *= loss.rows
+        said = loss.predict(scores)
+        slopes = loss.slopes(said)
+        slopes -= scores if loss.rows is None else scores * loss.rows
         before = gradient
         gradient, image = space.pull(coefficients, slopes)
         if not fresh:
@@ -191,7 +206,7 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
             left = np.logical_not(done)
             where, space, loss = where[left], space.part(left), loss.part(left)
             coefficients, scores, gradient, image = coefficients[left], scores[left], gradient[left], image[left]
-            probabilities, size = probabilities[left], size[left]
+            said, size = said[left], size[left]
             if not fresh:
                 direction, ray, before, old = direction[left], ray[left], before[left], old[left]
         if fresh:
@@ -200,19 +215,18 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
         else:
             beta = np.maximum(0, (size - space.inner(loss, before, gradient, image)) / np.maximum(old, 1e-30))
             factor = loss.each(beta)
-            direction = factor * direction - gradient
-            ray = factor * ray - image
+            direction *= factor
+            direction -= gradient
+            ray *= factor
+            ray -= image
         slope = space.inner(loss, direction, gradient, image)
         lost = slope >= 0
         if lost.any():
             chosen = loss.each(lost)
             direction, ray = np.where(chosen, -gradient, direction), np.where(chosen, -image, ray)
             slope = np.where(lost, -size, slope)
-        bent = loss.curved(probabilities, ray)
-        bent -= loss.ceiling * ray
-        bent *= loss.rows
         longest = space.inner(loss, direction, direction, ray)
-        curvature = longest + loss.dot(bent, ray)
+        curvature = longest - loss.dot(loss.slack(said, ray), ray)
         length = -slope / np.maximum(
             curvature, 1e-3 * longest + 1e-38
         )  # a difference: rounding can leave nothing of it
@@ -223,38 +237,36 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
     return found
 
 
-def newton_step(space: Space, loss: Loss, probabilities: Real, gradient: Real, accuracy: float, limit: int) -> Real:
+def newton_step(space: Space, loss: Loss, said: Real, gradient: Real, accuracy: float, limit: int) -> Real:
     """The Newton step at a point, to a relative ``accuracy``, by linear conjugate gradients.
 
     Args:
-        probabilities: at the point, [designs, problems * outputs, n].
+        said: `Loss.predict` at the point, [designs, problems * outputs, n].
         gradient: in the coordinates of ``space``, [designs, problems * outputs, width].
 
     Returns:
         The step (to be added), [designs, problems * outputs, width].
     """
     step = np.zeros_like(gradient)
-    nothing = np.zeros_like(probabilities)
     residual = -gradient
-    _, image = space.pull(residual, nothing)
+    _, image = space.pull(residual, np.zeros_like(said))
     size = space.inner(loss, residual, residual, image)
     goal = accuracy**2 * size
-    direction, ray = residual, image
+    direction, ray = residual.copy(), image.copy()
     for _ in range(limit):
-        bent = loss.curved(probabilities, ray)
-        bent -= loss.ceiling * ray
-        bent *= loss.rows
-        curved, curved_ray = space.pull(direction, bent)
+        curved, curved_ray = space.pull(direction, -loss.slack(said, ray))
         along = space.inner(loss, direction, curved, curved_ray)
         going = (size > goal) & (along > 1e-6 * size)
         length = loss.each(np.where(going, size / np.where(going, along, 1), 0).astype(step.dtype))
         step += length * direction
-        residual = residual - length * curved
-        image = image - length * curved_ray
+        residual -= length * curved
+        image -= length * curved_ray
         old, size = size, space.inner(loss, residual, residual, image)
         if (size <= goal).all():
             break
         factor = loss.each(size / np.maximum(old, 1e-38))
-        direction = residual + factor * direction
-        ray = image + factor * ray
+        direction *= factor
+        direction += residual
+        ray *= factor
+        ray += image
     return step

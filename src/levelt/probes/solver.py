@@ -14,7 +14,7 @@ everything in float64 (``precision="float64"`` does that from the start).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -156,14 +156,18 @@ def fit_batch(
     Raises:
         ConvergenceError, ValueError: see `fit`.
     """
-    share = (rows / rows.sum(axis=1, keepdims=True))[:, None, :]
-    codes = np.arange(classes) if classes > 2 else np.ones(1)
-    hot = (targets[:, :, None, :] == codes[:, None]).astype(np.float64)
-    loss = Loss(hot.reshape(len(designs), -1, hot.shape[-1]), share, len(codes))
-    missing = [label for label in range(classes) if not ((targets == label) & (share > 0)).any(axis=2).all()]
+    used = rows > 0
+    missing = [label for label in range(classes) if not ((targets == label) & used[:, None]).any(axis=2).all()]
     if missing:
         wanted = "both 0 and 1" if classes == 2 else f"all of 0 to {classes - 1}"
         raise ValueError(f"labels must contain {wanted} among the training rows; {missing} missing")
+    if classes == 2:
+        loss = Loss(2.0 * targets - 1.0, 1)
+    else:
+        hot = (targets[:, :, None, :] == np.arange(classes)[:, None]).astype(np.float64)
+        loss = Loss(hot.reshape(len(designs), -1, hot.shape[-1]), classes)
+    relative = rows * (used.sum(axis=1) / rows.sum(axis=1))[:, None]  # 1 where all count the same
+    loss = Loss(loss.targets, loss.outputs, relative[:, None, :])
     found = _solve(designs, loss, penalty, np.float32 if precision == "mixed" else np.float64)
     norms = (found.weights**2).sum(axis=(2, 3))
     near = np.minimum(bound, (10 * ACCURACY) ** 2 * penalty / 2 * norms + 1e-28 / penalty)
@@ -183,15 +187,15 @@ def fit_batch(
 
 
 class System(Protocol):
-    """A whitened system and the parameters that float64 keeps: weights, or combinations of rows."""
+    """A whitened system, and the parameters that float64 keeps: weights, or combinations of rows."""
 
     space: Space
 
     def lift(self, step: Real) -> tuple[Floats, Floats]:
-        """A vector of the space as (parameters [designs, problems * outputs, .], intercepts [.., 1])."""
+        """A vector of the space as (parameters [designs, problems * outputs, .], intercepts in scores [.., 1])."""
 
     def weights(self, parameters: Floats) -> Floats:
-        """Weights on the standardised features, [designs, problems * outputs, d]."""
+        """Weights on the standardised features for log-odds, [designs, problems * outputs, d]."""
 
     def gradient(self, slopes: Floats, parameters: Floats) -> tuple[Floats, Real]:
         """The gradient of the whole objective in the weights, and in the space."""
@@ -200,88 +204,116 @@ class System(Protocol):
 class TallSystem:
     """More rows than features: whitened coordinates along the features, and one more for the intercept."""
 
-    def __init__(self, designs: Floats, loss: Loss, penalty: float) -> None:
-        count, width, rows = designs.shape
+    def __init__(self, designs: Floats, loss: Loss, rows: Floats, penalty: float) -> None:
+        count, width, length = designs.shape
         kind = loss.targets.dtype
-        self.designs, self.penalty, self.scale = designs, penalty, loss.ceiling**-0.5
+        used = rows > 0
+        self.designs, self.penalty, self.unit = designs, penalty, loss.unit
+        self.root = (used.sum(axis=2) ** -0.5)[:, :, None]  # 1 / sqrt(n)
         low = designs.astype(kind)
-        gram = (low * loss.rows) @ low.transpose(0, 2, 1)
-        gram *= loss.ceiling
+        if not used.all():
+            low *= used  # rows that are not fitted become 0 and drop out of every sum
+        scale = self.root / self.unit
+        gram = (low if loss.rows is None else low * loss.rows) @ low.transpose(0, 2, 1)
+        gram *= scale**2
         gram[:, np.arange(width), np.arange(width)] += penalty
         self.inverse = np.linalg.inv(np.linalg.cholesky(gram))
-        whitened = np.empty((count, width + 1, rows), dtype=kind)
-        np.matmul(self.inverse, low, out=whitened[:, :width])
-        whitened[:, width] = self.scale
-        self.space: Space = Tall(whitened)
+        design = np.empty((count, width + 1, length), dtype=kind)
+        np.matmul(self.inverse * scale.astype(kind), low, out=design[:, :width])
+        design[:, width:] = used * self.root
+        self.space: Space = Tall(design)
 
     def lift(self, step: Real) -> tuple[Floats, Floats]:
-        parameters = step[:, :, :-1] @ self.inverse
-        return parameters.astype(np.float64), self.scale * step[:, :, -1:].astype(np.float64)
+        parameters = (step[:, :, :-1] @ self.inverse) * self.root
+        return parameters, self.root * step[:, :, -1:]
 
     def weights(self, parameters: Floats) -> Floats:
         return parameters
 
     def gradient(self, slopes: Floats, parameters: Floats) -> tuple[Floats, Real]:
         full = slopes @ self.designs.transpose(0, 2, 1)
+        full *= self.root**2 / self.unit
         full += self.penalty * parameters
         whitened = np.empty((*full.shape[:2], full.shape[2] + 1), dtype=self.inverse.dtype)
-        np.matmul(full.astype(self.inverse.dtype), self.inverse.transpose(0, 2, 1), out=whitened[:, :, :-1])
-        whitened[:, :, -1] = self.scale * slopes.sum(axis=2)
+        scaled = (full / self.root).astype(self.inverse.dtype)
+        np.matmul(scaled, self.inverse.transpose(0, 2, 1), out=whitened[:, :, :-1])
+        whitened[:, :, -1:] = self.root * slopes.sum(axis=2, keepdims=True)
         return full, whitened
 
 
 class FlatSystem:
     """More features than rows: everything is a combination of the training rows.
 
-    With Y = W^1/2 X, (ceiling X'WX + penalty)^-1 X' = X' W^1/2 (ceiling YY' + penalty)^-1 W^-1/2, so one n x n inverse
+    With Y = R^1/2 X for row weights R, (X'RX + penalty)^-1 X' = X' R^1/2 (YY' + penalty)^-1 R^-1/2: one n x n inverse
     replaces the d x d one, exactly.
     """
 
-    def __init__(self, designs: Floats, loss: Loss, penalty: float) -> None:
+    def __init__(self, designs: Floats, loss: Loss, rows: Floats, penalty: float) -> None:
         kind = loss.targets.dtype
-        self.designs, self.penalty, self.scale = designs, penalty, loss.ceiling**-0.5
-        root = np.sqrt(loss.rows)
+        self.designs, self.penalty, self.unit, self.share = designs, penalty, loss.unit, rows / rows.sum()
+        length = designs.shape[2]
+        self.factor = 1 / (length * self.unit)
+        root = np.sqrt(rows)
         low = designs.astype(kind)
-        low *= root
-        rows = low.shape[2]
+        if loss.rows is not None:
+            low *= root.astype(kind)
         gram = np.stack([part.T @ part for part in low])
-        gram *= loss.ceiling
-        gram[:, np.arange(rows), np.arange(rows)] += penalty
-        inverse = np.linalg.inv(gram)
-        self.inverse = inverse / root * root.transpose(0, 2, 1)
+        gram *= 1 / (length * self.unit**2)
+        diagonal = np.arange(length)
+        gram[:, diagonal, diagonal] += penalty
+        inverse = np.stack([_inverse(part) for part in gram])
         kernel = -penalty * inverse
-        kernel[:, np.arange(rows), np.arange(rows)] += 1
-        kernel /= loss.ceiling * root * root.transpose(0, 2, 1)
-        kernel += 1 / loss.ceiling  # the intercept
-        self.rows = loss.rows.astype(np.float64)
+        kernel[:, diagonal, diagonal] += 1
+        if loss.rows is not None:
+            kernel /= (root * root.transpose(0, 2, 1)).astype(kind)
+            inverse *= (root.transpose(0, 2, 1) / root).astype(kind)
+        kernel += 1 / length  # the intercept
+        self.inverse = inverse
         self.space: Space = Flat(kernel)
 
     def lift(self, step: Real) -> tuple[Floats, Floats]:
         parameters = (step @ self.inverse.transpose(0, 2, 1)).astype(np.float64)
-        parameters -= self.rows * parameters.sum(axis=2, keepdims=True)  # changes no weight: weighted rows sum to 0
-        return parameters, self.scale**2 * step.sum(axis=2, keepdims=True).astype(np.float64)
+        parameters *= self.factor
+        parameters -= self.share * parameters.sum(axis=2, keepdims=True)  # no weight changes: weighted rows sum to 0
+        return parameters, self.factor * self.unit * step.sum(axis=2, keepdims=True, dtype=np.float64)
 
     def weights(self, parameters: Floats) -> Floats:
         return parameters @ self.designs.transpose(0, 2, 1)
 
     def gradient(self, slopes: Floats, parameters: Floats) -> tuple[Floats, Real]:
-        combined = slopes + self.penalty * parameters
-        return combined @ self.designs.transpose(0, 2, 1), combined.astype(self.inverse.dtype)
+        combined = slopes * self.factor + self.penalty * parameters
+        return combined @ self.designs.transpose(0, 2, 1), (combined / self.factor).astype(self.inverse.dtype)
+
+
+def _inverse(matrix: Real) -> Real:
+    """Inverse of a positive definite matrix by its Cholesky factor, 4 times as fast as the general one."""
+    from scipy.linalg import get_lapack_funcs  # here, since only wide designs need it and it takes a while to import
+
+    factorise: Any
+    invert: Any
+    factorise, invert = get_lapack_funcs(("potrf", "potri"), (matrix,))
+    factor, failed = factorise(matrix, lower=False)
+    if failed:
+        raise np.linalg.LinAlgError("the whitening matrix is not positive definite")
+    upper, _ = invert(factor, lower=False)
+    found: Real = np.triu(upper) + np.triu(upper, 1).T
+    return found
 
 
 def _solve(designs: Floats, loss: Loss, penalty: float, kind: npt.DTypeLike) -> Batch:
-    trained = loss.rows[:, 0] > 0
-    if designs.shape[1] <= trained.sum(axis=1).max():
-        return _solve_system(TallSystem(designs, loss.astype(kind), penalty), designs, loss, penalty, kind)
+    assert loss.rows is not None
+    used = loss.rows[:, 0] > 0
+    if designs.shape[1] <= used.sum(axis=1).max():
+        return _solve_system(TallSystem, designs, loss, penalty, kind)
     parts = []
-    for at, used in enumerate(trained):  # designs this wide are big enough alone; rows not fitted would be singular
-        chosen = np.ascontiguousarray(designs[at : at + 1][:, :, used])
-        one = Loss(loss.targets[at : at + 1][:, :, used], loss.rows[at : at + 1][:, :, used], loss.outputs)
-        found = _solve_system(FlatSystem(chosen, one.astype(kind), penalty), chosen, one, penalty, kind)
-        scores = np.empty((*found.scores.shape[:3], len(used)))
-        scores[..., used] = found.scores
-        rest = found.weights[0].reshape(-1, designs.shape[1]) @ designs[at][:, ~used]
-        scores[..., ~used] = rest.reshape(*found.scores.shape[:3], -1) + found.intercepts[..., None]
+    for at, chosen in enumerate(used):  # designs this wide are big enough alone; rows not fitted would be singular
+        one = designs[at : at + 1] if chosen.all() else np.ascontiguousarray(designs[at : at + 1][:, :, chosen])
+        of = Loss(loss.targets[at : at + 1][:, :, chosen], loss.outputs, loss.rows[at : at + 1][:, :, chosen])
+        found = _solve_system(FlatSystem, one, of, penalty, kind)
+        scores = np.empty((*found.scores.shape[:3], len(chosen)))
+        scores[..., chosen] = found.scores
+        rest = found.weights[0].reshape(-1, designs.shape[1]) @ designs[at][:, ~chosen]
+        scores[..., ~chosen] = rest.reshape(*found.scores.shape[:3], -1) + found.intercepts[..., None]
         parts.append(Batch(found.weights, found.intercepts, scores, found.bounds))
     return Batch(
         np.concatenate([part.weights for part in parts]),
@@ -291,36 +323,53 @@ def _solve(designs: Floats, loss: Loss, penalty: float, kind: npt.DTypeLike) -> 
     )
 
 
-def _solve_system(system: System, designs: Floats, loss: Loss, penalty: float, kind: npt.DTypeLike) -> Batch:
+def _solve_system(
+    kind_of_system: type[TallSystem] | type[FlatSystem],
+    designs: Floats,
+    loss: Loss,
+    penalty: float,
+    kind: npt.DTypeLike,
+) -> Batch:
     """Descent, then Newton steps with exact gradients; a step that made a gradient longer is halved."""
-    low = loss.astype(kind)
-    parameters, intercepts = system.lift(descend(system.space, low, DESCENT, STEPS))
+    assert loss.rows is not None
+    counts = (loss.rows > 0).sum(axis=2)
+    even = np.allclose(loss.rows[loss.rows > 0], 1, rtol=0, atol=1e-12)
+    low = Loss(loss.targets.astype(kind), loss.outputs, None if even else loss.rows.astype(kind))
+    system: System = kind_of_system(designs, low, loss.rows, penalty)
+    parameters, intercepts = system.lift(descend(system.space, low, DESCENT * float(counts.max()) ** 0.5, STEPS))
     anchor, moves = (parameters, intercepts), (parameters, intercepts)
     reached, factor = np.array(np.inf), np.array(1.0)
     rounds = ROUNDS[np.dtype(kind).type]
     for number in range(rounds + 1):
         weights = system.weights(parameters)
         scores = weights @ designs
+        scores /= loss.unit
         scores += intercepts
-        probabilities, shift = settle(loss, scores)
+        said, shift = settle(loss, scores)
         intercepts = intercepts + shift
-        slopes = probabilities - loss.targets
-        slopes *= loss.rows
+        slopes = loss.slopes(said)
         full, whitened = system.gradient(slopes, parameters)
         size = loss.dot(full, full)
         if number == rounds or (size <= (ACCURACY * penalty) ** 2 * loss.dot(weights, weights) + 1e-28).all():
             break
-        step = newton_step(system.space, low, probabilities.astype(kind), whitened, CLOSENESS, 60)
+        step = newton_step(system.space, low, said.astype(kind), whitened, CLOSENESS, 60)
         fresh = system.lift(step)
         worse = ~(size <= reached)
         factor = np.where(worse, factor / 2, 1.0)
         reached = np.where(worse, reached, size)
-        hold, length = loss.each(worse), loss.each(factor)
-        anchor = np.where(hold, anchor[0], parameters), np.where(hold, anchor[1], intercepts)
-        moves = np.where(hold, moves[0], fresh[0]), np.where(hold, moves[1], fresh[1])
+        if worse.any():
+            hold = loss.each(worse)
+            anchor = np.where(hold, anchor[0], parameters), np.where(hold, anchor[1], intercepts)
+            moves = np.where(hold, moves[0], fresh[0]), np.where(hold, moves[1], fresh[1])
+        else:
+            anchor, moves = (parameters, intercepts), fresh
+        length = loss.each(factor)
         parameters, intercepts = anchor[0] + length * moves[0], anchor[1] + length * moves[1]
     return Batch(
-        loss.split(weights), loss.split(intercepts)[..., 0], loss.split(scores), loss.dot(full, full) / (2 * penalty)
+        loss.split(weights),
+        loss.split(loss.unit * intercepts)[..., 0],
+        loss.split(loss.unit * scores),
+        size / (2 * penalty),
     )
 
 
@@ -328,24 +377,26 @@ def settle(loss: Loss, scores: Floats) -> tuple[Floats, Floats]:
     """Move the intercepts to their optimum for fixed weights (Newton), in ``scores`` too.
 
     Returns:
-        (probabilities, how far each intercept was moved).
+        (predictions there, how far each intercept was moved, in scores).
     """
+    assert loss.rows is not None
+    counts = loss.rows.sum(axis=2)[:, :, None, None]
     moved = np.zeros((*scores.shape[:2], 1))
-    probabilities = loss.probabilities(scores)
+    said = loss.predict(scores)
     for _ in range(100):
-        slope = loss.split((probabilities - loss.targets) @ loss.rows.transpose(0, 2, 1))
+        slope = loss.split(loss.slopes(said).sum(axis=2, keepdims=True)) / counts
         if np.abs(slope).max() < 1e-14:
             break
         if loss.outputs == 1:
-            curvature = loss.split((probabilities * (1 - probabilities)) @ loss.rows.transpose(0, 2, 1))
+            curvature = 1 - loss.split((said * said) @ loss.rows.transpose(0, 2, 1)) / counts
             move = slope / np.maximum(curvature, 1e-300)
         else:
-            split = loss.split(probabilities)
+            split = loss.split(said)
             weighted = split * loss.rows[:, None]
             curvature = weighted.sum(axis=3)[..., None] * np.eye(loss.outputs) - weighted @ split.transpose(0, 1, 3, 2)
-            move = np.linalg.solve(curvature + 1, slope)  # + 1: all scores of a row may move together
+            move = np.linalg.solve(2 * curvature / counts + 1, slope)  # + 1: all scores of a row may move together
         shift = -np.clip(move, -2, 2).reshape(moved.shape)
         moved += shift
         scores += shift
-        probabilities = loss.probabilities(scores)
-    return probabilities, moved
+        said = loss.predict(scores)
+    return said, moved
