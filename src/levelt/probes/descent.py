@@ -180,7 +180,9 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
     where = np.arange(designs)
     coefficients, scores = found.copy(), np.zeros((designs, problems, rows), kind)
     direction = ray = gradient = np.zeros(0, kind)
-    size = slope = length = np.zeros(0, kind)
+    size: Real = np.zeros(0, kind)
+    slope = length = size
+    mark: Real = np.full((1, 1), np.inf)
     fresh = True
     for iteration in range(limit):
         said = loss.predict(scores)
@@ -199,6 +201,11 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
                 continue
         old, size = size, space.inner(loss, gradient, gradient, image)
         done = (size <= tolerance**2).all(axis=1)
+        if iteration % 8 == 7:
+            done |= ((size <= (100 * tolerance) ** 2) & (size > 0.1 * mark)).all(
+                axis=1
+            )  # rounding: no closer than this
+            mark = size
         if done.all():
             break
         if iteration % 8 == 7 and done.mean() >= 0.25:  # go on with the others only
@@ -206,7 +213,7 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
             left = np.logical_not(done)
             where, space, loss = where[left], space.part(left), loss.part(left)
             coefficients, scores, gradient, image = coefficients[left], scores[left], gradient[left], image[left]
-            said, size = said[left], size[left]
+            said, size, mark = said[left], size[left], mark[left]
             if not fresh:
                 direction, ray, before, old = direction[left], ray[left], before[left], old[left]
         if fresh:
@@ -230,7 +237,7 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
         length = -slope / np.maximum(
             curvature, 1e-3 * longest + 1e-38
         )  # a difference: rounding can leave nothing of it
-        step = loss.each(length)
+        step = loss.each(length.astype(kind))
         coefficients += step * direction
         scores += step * ray
     found[where] = coefficients

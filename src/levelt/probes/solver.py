@@ -27,8 +27,8 @@ Precision = Literal["mixed", "float64"]
 ACCURACY = 1e-6
 """Certified relative distance from the optimal weights at which a probe is finished (finer than any use of it)."""
 
-DESCENT = 3e-4
-"""Gradient norm in whitened coordinates at which descent hands over to Newton steps, which then need two or three."""
+DESCENT = 1e-5
+"""Gradient norm in whitened coordinates at which descent hands over to Newton steps, which then need one or two."""
 
 CLOSENESS = 1e-3
 """Relative residual to which a Newton step is solved."""
@@ -289,15 +289,14 @@ def _inverse(matrix: Real) -> Real:
     """Inverse of a positive definite matrix by its Cholesky factor, 4 times as fast as the general one."""
     from scipy.linalg import get_lapack_funcs  # here, since only wide designs need it and it takes a while to import
 
-    factorise: Any
-    invert: Any
-    factorise, invert = get_lapack_funcs(("potrf", "potri"), (matrix,))
+    found: Any = get_lapack_funcs(("potrf", "potri"), (matrix,))
+    factorise, invert = found
     factor, failed = factorise(matrix, lower=False)
     if failed:
         raise np.linalg.LinAlgError("the whitening matrix is not positive definite")
     upper, _ = invert(factor, lower=False)
-    found: Real = np.triu(upper) + np.triu(upper, 1).T
-    return found
+    whole: Real = np.triu(upper) + np.triu(upper, 1).T
+    return whole
 
 
 def _solve(designs: Floats, loss: Loss, penalty: float, kind: npt.DTypeLike) -> Batch:
