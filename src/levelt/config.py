@@ -21,7 +21,9 @@ from levelt.files import InputError
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
 """A name that appears in paths and in Snakemake wildcards: lower case, digits, ``_ . -``."""
 
-Variation = Literal["instruction_first", "sample_first", "demonstrations"]
+Variation = Literal["instruction_first", "sample_first", "demonstrations", "unrelated_instruction"]
+"""How a sample is put: question before or after it, answered examples instead of a question, or a question that has
+nothing to do with the label (a control: the label stays the target of the probes)."""
 Intervention = Literal[
     "block_nothing",
     "block_instruction_to_all",
@@ -36,7 +38,8 @@ Intervention = Literal[
     "block_sample_to_output_as_released",
 ]
 """A condition that blocks attention on the instruction_first prompts; `levelt.engine.plans` says what each does."""
-Role = Literal["sample", "output", "decision"]
+Role = Literal["sample", "output", "decision", "before", "output_with_decision", "sample_as_released"]
+"""What a probe reads of a prompt; `levelt.engine.roles` says what each is."""
 Target = Literal["label", "answer", "unasked"]
 
 
@@ -328,6 +331,17 @@ class Prompts(Section):
         description="mixed: half of the pairs (by a hash of the pair id) are asked the negated question, so that the "
         "answer differs from the label.",
     )
+    unrelated_question: str | None = Field(
+        None,
+        description="The question of the variation unrelated_instruction, asked of every text in the layout of "
+        "instruction_first. The gold answer stays the task's label, so that exact match means nothing there.",
+    )
+
+    @model_validator(mode="after")
+    def _unrelated_is_asked(self) -> Prompts:
+        if "unrelated_instruction" in self.variations and not (self.unrelated_question or "").strip():
+            raise ValueError("variations lists unrelated_instruction, so `unrelated_question` is needed")
+        return self
 
 
 # --- engine, probes, statistics ------------------------------------------------------------------------------------
@@ -349,6 +363,18 @@ class Engine(Section):
         description="Further conditions, applied to the instruction_first prompts: attention is blocked between token "
         "groups (`levelt.engine.plans`). block_nothing and isolate_sample are controls; *_as_released repeats the "
         "released code of the paper, artefacts included.",
+    )
+    random_answer: bool = Field(
+        False,
+        description="Add the condition random_answer: the instruction_first prompts, with a random option appended "
+        "instead of the model's own answer. A control: what a probe reads at the output positions about an answer "
+        "that nobody chose, it reads off the input.",
+    )
+    tasks_per_job: int = Field(
+        1,
+        ge=1,
+        description="Tasks of one model that a job reads: starting torch costs seconds. A job that fails or whose "
+        "inputs change is run again with all of its tasks.",
     )
 
     @field_validator("interventions")
@@ -378,10 +404,15 @@ class Probes(Section):
 
 
 class Statistics(Section):
-    """Intervals."""
+    """Intervals, tests and means."""
 
-    draws: int = Field(2000, ge=100, description="Bootstrap draws over groups (pairs).")
+    draws: int = Field(2000, ge=100, description="Bootstrap draws and sign flips over groups (pairs).")
     level: float = Field(0.95, gt=0.5, lt=1, description="Level of the intervals.")
+    control_tasks: list[str] = Field(
+        ["codebook"],
+        description="Tasks that are controls of the method: they have rows of their own in every table, and are kept "
+        "out of means over tasks and of correlations. A task that the study lacks is ignored.",
+    )
 
 
 class Study(Section):
@@ -414,14 +445,15 @@ class Study(Section):
             for name in names:
                 if name not in self.templates:
                     raise ValueError(f"{field} names {name!r}, which is not among templates {sorted(self.templates)}")
-        if self.engine.interventions and "instruction_first" not in self.prompts.variations:
+        changed = [*self.engine.interventions, *self._appended]
+        if changed and "instruction_first" not in self.prompts.variations:
             raise ValueError(
-                f"engine.interventions {self.engine.interventions} change the instruction_first prompts, but "
+                f"engine.interventions and random_answer {changed} change the instruction_first prompts, but "
                 f"prompts.variations is {self.prompts.variations}"
             )
-        clash = sorted(set(self.organism_ids) & set(self.checkpoints))
+        clash = sorted({*self.organism_ids, "organisms", "tokenizer"} & set(self.checkpoints))
         if clash:
-            raise ValueError(f"checkpoints {clash} have the id of an organism")
+            raise ValueError(f"checkpoints {clash} have the id of an organism, or that of a folder beside them")
         for name, task in self.tasks.items():
             source = task.source
             if self.world and isinstance(source, WorldSource) and source.name not in self.world.tasks:
@@ -442,8 +474,12 @@ class Study(Section):
 
     @property
     def conditions(self) -> list[str]:
-        """Conditions in which every model is read: the prompt variations, then the interventions."""
-        return [*self.prompts.variations, *self.engine.interventions]
+        """Conditions in which every model is read: the prompt variations, the interventions, the appended answer."""
+        return [*self.prompts.variations, *self.engine.interventions, *self._appended]
+
+    @property
+    def _appended(self) -> list[str]:
+        return ["random_answer"] if self.engine.random_answer else []
 
     @property
     def model_ids(self) -> list[str]:
