@@ -41,7 +41,7 @@ TASK_WEIGHTS = {
 EARLY = 0.3
 """Share of the documents, and of the base stage, in which single clauses prevail: they are learnt sooner."""
 
-_FACTS, _CONTRASTS, _CODES = 0.12, 0.08, 0.08
+_FACTS, _CONTRASTS, _CODES = 0.12, 0.08, 0.1
 _CLAIMS = 4  # claims about one definition
 _SINGLE_EARLY, _SINGLE = 0.7, 0.25
 _DEFINED_FIRST = 0.6  # a definition comes before the text, which is harder to learn, or after it
