@@ -200,6 +200,7 @@ def test_evaluate_writes_table_and_card(
     study = load(ROOT / "config" / "smoke.yaml")
     values = json.loads(settings_json(study, "seed", "world", "templates", "organisms.templates", "organisms.threads"))
     values |= json.loads(settings_json(study, "prompts", "statistics"))
+    values["prompts"]["template"] = "plain"
     arguments = ["evaluate", "--settings", json.dumps(values), "--model-manifest", str(folder / "manifest.json")]
     arguments += ["--samples", *(str(tmp_path / f"{task}.parquet") for task in TASKS)]
     arguments += ["--contrasts", str(tmp_path / "contrasts.parquet"), "--summary", str(tmp_path / "summary.json")]
