@@ -48,12 +48,15 @@ class Toy:
         return self.must(sys.executable, "-m", "dvc", *arguments)
 
     def findings(self, *arguments: str) -> dict[str, str]:
-        """Path -> problem, as `levelt ledger verify` says it."""
+        """Path -> problems, as `levelt ledger verify` says it."""
         done = self.ledger("verify", "--json", *arguments)
         assert done.stdout.startswith("{"), done.stderr
         tree: dict[str, Any] = json.loads(done.stdout)
         assert done.returncode == (0 if tree["ok"] else 1)
-        return {finding["path"]: finding["problem"] for finding in tree["findings"]}
+        found: dict[str, str] = {}
+        for finding in tree["findings"]:
+            found[finding["path"]] = "; ".join([*filter(None, [found.get(finding["path"])]), finding["problem"]])
+        return found
 
     def clone(self, target: Path) -> Toy:
         """A fresh git clone, nothing pulled."""

@@ -55,10 +55,10 @@ def verify(book: Book, partial: bool = False) -> Verdict:
     notes: list[str] = []
     if KEPT.is_file():
         findings.append(Finding("dvc.lock", "a commit was interrupted", f"levelt ledger commit --config {book.config}"))
-    findings += _files(book, here, partial, notes)
     objects = len(_objects())
     restore = "git checkout dvc.yaml dvc.lock .dvc data/remote"
     for subject, remedy, check in (
+        ("dvc.yaml", restore, _files(book, here, partial, notes)),
         (RECORDS, f"dvc checkout --force {RECORDS}", _records(book, here)),
         ("figures", _rerun(book), _marks(book, here)),
         ("numbers", _rerun(book), _numbers(book, here)),
@@ -70,8 +70,7 @@ def verify(book: Book, partial: bool = False) -> Verdict:
     ):
         try:
             findings.extend(check)
-        except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-            # a check that stumbles over a damaged file says so, and the others go on
+        except Exception as error:  # whatever a damaged file does to a check: it is named, and the other checks go on
             findings.append(Finding(subject, f"cannot be checked: {error}", remedy))
     for path in ("dvc.lock", str(book_path(book.study))):
         if git("status", "--porcelain", "--", path):
