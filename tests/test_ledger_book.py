@@ -129,8 +129,11 @@ def test_a_number_edited_by_hand_is_found(toy: Toy, book: Book) -> None:
     here = dict(book.files)
     assert list(number_findings(book, here)) == []
     macros = toy.path / "paper/toy/numbers.tex"
-    macros.write_text(re.sub(r"\{(0\.\d)\d\}", r"{\g<1>", macros.read_text())[:-2] + "9}\n")
-    assert [path for path, *_ in number_findings(book, here)] == ["paper/toy/numbers.tex"]
+    right = macros.read_text()
+    for old, new in ((r": 0\.\d\d", ": 0.01"), ("1.00]", "0.90]"), ("supported}\\.", "undecided}."), (r"\{1\}", "{2}")):
+        macros.write_text(re.sub(old, new, right))
+        assert [path for path, *_ in number_findings(book, here)] == ["paper/toy/numbers.tex"], old
+    macros.write_text(right)
     text = "\\begin{document}\nIt is 0.93, and 12\\,\\%, in 3 of 4 models, $-0.4$.\n\\vspace{-1.5cm} {0.5\\textwidth}\n"
     assert [number for _, number in typed_numbers(text)] == ["0.93", "12", "0.4"]
     (toy.path / "figures/toy/line.csv").write_text("x,y\n1,0.9\n")

@@ -25,9 +25,10 @@ def figure(table: str, pdf: str, png: str, csv: str) -> None:
 def claims(table: str, out: str, numbers: str) -> None:
     """One claim, and the macro that quotes it."""
     estimate = float(Path(table).read_text().splitlines()[-1].split(",")[1])
-    claim = {"id": "c1", "statement": "it is so", "estimate": estimate, "ci_low": 0.0, "ci_high": 1.0}
+    claim = {"id": "toy.c1", "statement": "it is so", "estimate": estimate, "ci_low": 0.0, "ci_high": 1.0}
     Path(out).write_text(json.dumps([{**claim, "verdict": "supported", "published": None}]))
-    Path(numbers).write_text(f"\\leveltset{{claim.c1.estimate}}{{{estimate:.2f}}}\n")
+    sentence = f"It is so: {estimate:.2f} [0.00, 1.00], \\emph{{supported}}."
+    Path(numbers).write_text(f"\\leveltset{{claim.c1}}{{{sentence}}}\n\\leveltset{{verdicts.supported}}{{1}}\n")
 
 
 def report(numbers: str, pdf: str, out: str) -> None:
