@@ -233,4 +233,6 @@ def behaviour_table(prompts: pd.DataFrame, readings: Readings, decoder: Decoder)
 def weights_hash(manifest: Mapping[str, Any]) -> str:
     """One SHA-256 over the names and hashes of a checkpoint's weight files."""
     files = sorted((name, file["sha256"]) for name, file in manifest["files"].items() if "safetensors" in name)
+    if manifest.get("random_weights") is not None:
+        files.append(("random_weights", str(manifest["random_weights"])))
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in files).encode()).hexdigest()
