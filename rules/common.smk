@@ -25,18 +25,23 @@ except InputError as error:
 
 MODELS = STUDY.model_ids
 ORGANISMS = STUDY.organism_ids
-SHAPES = list(STUDY.organisms.shapes) if STUDY.organisms else []
+RUNS = {run: (shape, seed) for run, shape, seed in STUDY.organisms.runs} if STUDY.organisms else {}
 TASKS = list(STUDY.tasks)
 CONDITIONS = STUDY.conditions
 WORLD_TASKS = [name for name, task in STUDY.tasks.items() if isinstance(task.source, WorldSource)]
 FIGURE_TABLES = {
+    "claims": ["claims"],
     "behaviour": ["behaviour"],
-    "information": ["probes"],
-    "correlations": ["behaviour", "probes", "correlations"],
+    "information": ["depth"],
+    "selection": ["selection_layers", "codebook"],
+    "correlations": ["information", "correlations"],
+    "blocking": ["blocking", "unrelated"],
+    "training_effects": ["information", "stage_layers"],
 }
-REPORT_TABLES = ["behaviour", "agreement", "probes", "correlations", "blocking"]
-if STUDY.engine.interventions:
-    FIGURE_TABLES["blocking"] = ["blocking"]
+CLAIM_TABLES = ["behaviour", "agreement", "spread", "correlations", "blocking", "unrelated"]
+CLAIM_TABLES += ["selection", "codebook", "scale", "stages"]
+REPORT_TABLES = ["behaviour", "agreement", "probes", "information", "spread", "correlations", "blocking", "unrelated"]
+REPORT_TABLES += ["selection", "codebook", "scale", "stages", "best_layers"]
 FIGURES = [*FIGURE_TABLES, *(["training"] if ORGANISMS else [])]
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
@@ -47,7 +52,7 @@ ORGANISM_FILES = [
     *TOKENIZER_FILES,
     "training.csv",
 ]
-TRAINING = ["seed", "world", "organisms.threads", "organisms.shapes.{shape}"]
+TRAINING = ["seed", "world", "organisms.threads", "organisms.shapes.{shape}"]  # see settings_of_run
 TRAINING_TEMPLATES = (
     ["organisms.templates", *(f"templates.{name}" for name in STUDY.organisms.templates)] if STUDY.organisms else []
 )
@@ -121,7 +126,7 @@ def weights_of_model(wildcards):
 def tables_of_figure(wildcards):
     """The tables a figure is drawn from."""
     if wildcards.figure == "training":
-        return [f"{DATA}/models/{model}/training.csv" for model in ORGANISMS]
+        return [f"{DATA}/models/{model}/training.csv" for model in ORGANISMS if not model.endswith("-untrained")]
     return [f"{DATA}/tables/{name}.csv" for name in FIGURE_TABLES[wildcards.figure]]
 
 

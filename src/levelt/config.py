@@ -55,8 +55,8 @@ class Section(BaseModel):
 class World(Section):
     """The synthetic world that samples and training text come from."""
 
-    tasks: list[Literal["acceptability", "stereotype", "reasoning", "plausibility", "belief"]] = Field(
-        ["acceptability", "stereotype", "reasoning", "plausibility", "belief"],
+    tasks: list[Literal["acceptability", "stereotype", "reasoning", "plausibility", "belief", "codebook"]] = Field(
+        ["acceptability", "stereotype", "reasoning", "plausibility", "belief", "codebook"],
         min_length=2,
         description="Judgment tasks of the world. Every text carries an acceptability clause and one of the others.",
     )
@@ -67,6 +67,7 @@ class World(Section):
     subjects: int = Field(40, ge=2, le=200, description="Subjects of each of the three one-to-many relations.")
     documents: int = Field(60_000, ge=100, description="Plain-text documents for the base stage (and replay).")
     instructions: int = Field(60_000, ge=100, description="Conversations for instruction tuning.")
+    preferences: int = Field(6_000, ge=10, description="Preference pairs.")
 
     @model_validator(mode="after")
     def _has_acceptability(self) -> World:
@@ -86,9 +87,16 @@ class Shape(Section):
     key_value_heads: int = Field(ge=1, description="Key and value heads per layer; must divide heads.")
     intermediate_size: int = Field(ge=8, description="Width of the MLP.")
     initializer_range: float = Field(0.08, gt=0, description="Standard deviation of the initial weights.")
+    rate: float = Field(1.0, gt=0, description="Factor on the learning rate of every stage (wider: smaller).")
+    patience: float = Field(1.0, gt=0, description="Factor on the steps of the base and sft stages (wider: more).")
+    seeds: list[Annotated[int, Field(ge=0, le=999)]] = Field(
+        [0], min_length=1, description="Training seeds: one organism each. Seed 0 has no mark in the id."
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> Shape:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"each seed once: {self.seeds}")
         if self.hidden_size % self.heads or self.heads % self.key_value_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of heads {self.heads}, "
@@ -111,16 +119,66 @@ class Training(Section):
     )
 
 
+class Preference(Section):
+    """Preference tuning of an organism (DPO); the model it starts from is the reference."""
+
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    pairs: int = Field(ge=1, description="Preference pairs per step.")
+    learning_rate: float = Field(gt=0, description="Peak AdamW learning rate.")
+    beta: float = Field(0.3, gt=0, description="How much a preference may cost in nats against the reference.")
+    likelihood: float = Field(
+        0.1, ge=0, description="Weight of the chosen answer's negative log-likelihood per token, added to the loss."
+    )
+    target: float = Field(0.0, ge=0, le=1, description="As for the other stages.")
+
+
 class Organisms(Section):
     """The models the workflow trains from scratch, through the same stages as real ones."""
 
     vocabulary: int = Field(1536, ge=300, description="Entries of the byte-level BPE tokenizer.")
     shapes: dict[Name, Shape] = Field(min_length=1, description="Models by family-size name, for example llama-m.")
-    stages: list[Literal["base", "sft"]] = Field(["base", "sft"], description="Training stages, in order.")
+    stages: list[Literal["base", "sft", "dpo"]] = Field(["base", "sft"], description="Training stages, in order.")
+    untrained: list[Name] = Field(
+        [], description="Shapes that are also kept with their initial weights (stage untrained), as a control."
+    )
     base: Training = Field(description="Pretraining on the world's plain text.")
     sft: Training = Field(description="Instruction tuning, loss on the answers only.")
+    dpo: Preference | None = Field(None, description="Preference tuning; needed if it is among the stages.")
     templates: list[Name] = Field(min_length=1, description="Templates (see `templates`) used in instruction tuning.")
     threads: int = Field(1, ge=1, description="CPU threads of a training job; fixed, because results depend on it.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Organisms:
+        order = ["base", "sft", "dpo"]
+        if not self.stages or self.stages != order[: len(self.stages)]:
+            raise ValueError(f"stages must be the first of {order}, in this order: {self.stages}")
+        if "dpo" in self.stages and self.dpo is None:
+            raise ValueError("`dpo` is missing, but it is among the stages")
+        unknown = sorted(set(self.untrained) - set(self.shapes))
+        if unknown:
+            raise ValueError(f"untrained names {unknown}, which are not among shapes {sorted(self.shapes)}")
+        names = [name for name, _, _ in self.runs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two shapes and seeds have the same id: {sorted(names)}")
+        return self
+
+    @property
+    def runs(self) -> list[tuple[str, str, int]]:
+        """(name, shape, seed) of every training: <shape>, or <shape>-seed<k> for k > 0."""
+        return [
+            (f"{name}-seed{seed}" if seed else name, name, seed)
+            for name, shape in self.shapes.items()
+            for seed in shape.seeds
+        ]
+
+    @property
+    def ids(self) -> list[str]:
+        """Checkpoint ids, <run>-<stage>, in training order; untrained only for the shape's first seed."""
+        found = []
+        for run, shape, seed in self.runs:
+            control = shape in self.untrained and seed == self.shapes[shape].seeds[0]
+            found += [f"{run}-{stage}" for stage in (*(["untrained"] if control else []), *self.stages)]
+        return found
 
 
 class Checkpoint(Section):
@@ -353,10 +411,15 @@ class Probes(Section):
 
 
 class Statistics(Section):
-    """Intervals."""
+    """Intervals, tests and means."""
 
-    draws: int = Field(2000, ge=100, description="Bootstrap draws over groups (pairs).")
+    draws: int = Field(2000, ge=100, description="Bootstrap draws and sign flips over groups (pairs).")
     level: float = Field(0.95, gt=0.5, lt=1, description="Level of the intervals.")
+    control_tasks: list[str] = Field(
+        ["codebook"],
+        description="Tasks that are controls of the method: they have rows of their own in every table, and are kept "
+        "out of means over tasks and of correlations. A task that the study lacks is ignored.",
+    )
 
 
 class Study(Section):
@@ -413,10 +476,8 @@ class Study(Section):
 
     @property
     def organism_ids(self) -> list[str]:
-        """Checkpoint ids of the organisms, <family>-<size>-<stage>, in training order."""
-        if not self.organisms:
-            return []
-        return [f"{shape}-{stage}" for shape in self.organisms.shapes for stage in self.organisms.stages]
+        """Checkpoint ids of the organisms, <family>-<size>-<stage> or <family>-<size>-seed<k>-<stage>."""
+        return self.organisms.ids if self.organisms else []
 
     @property
     def conditions(self) -> list[str]:
