@@ -189,11 +189,18 @@ class Checkpoint(Section):
     family: str = Field(description="Model family, for grouping in tables and figures.")
     size: str = Field(description="Size name, for tables and figures.")
     stage: str = Field(description="base, sft, dpo, instruct, ...: the post-training stage.")
+    random_weights: bool = Field(
+        False,
+        description="A control: this architecture and tokenizer with weights as they are before any training, drawn by "
+        "the model's own initialiser with a seed derived from the study's. Its stage must be `untrained`.",
+    )
 
     @model_validator(mode="after")
     def _pinned(self) -> Checkpoint:
         if self.path.startswith("hub:") and not self.revision:
             raise ValueError(f"{self.path} needs `revision` (a commit), or the study could not be reproduced")
+        if self.random_weights and self.stage != "untrained":
+            raise ValueError(f"a checkpoint with random_weights has stage `untrained`, not {self.stage!r}")
         return self
 
 
