@@ -80,7 +80,7 @@ def _shrunk(inner: Floats, ambient: int) -> Floats:
     """Ledoit-Wolf covariance of centred columns [d, n] whose ``ambient`` features beyond d are all zero."""
     rows = inner.shape[1]
     sample = inner @ inner.T / rows
-    level = np.trace(sample) / ambient
+    level = np.trace(sample) / ambient or 1.0  # where nothing varies, any covariance does
     squares = float((sample**2).sum())
     distance = (squares - ambient * level**2) / ambient
     noise = (float(((inner**2).sum(axis=0) ** 2).sum()) / rows - squares) / (ambient * rows)

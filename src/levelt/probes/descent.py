@@ -222,8 +222,8 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
             direction, ray = -gradient, -image
             fresh = False
         else:
-            beta = np.maximum(0, (size - space.inner(loss, before, gradient, image)) / np.maximum(old, 1e-30))
-            factor = loss.each(beta)
+            beta = (size - space.inner(loss, before, gradient, image)) / np.maximum(old, 1e-12 * size + 1e-30)
+            factor = loss.each(np.clip(beta, 0, 10))
             direction *= factor
             direction -= gradient
             ray *= factor
@@ -262,18 +262,19 @@ def newton_step(space: Space, loss: Loss, said: Real, gradient: Real, accuracy: 
     size = space.inner(loss, residual, residual, image)
     goal = accuracy**2 * size
     direction, ray = residual.copy(), image.copy()
+    going = size > 0
     for _ in range(limit):
         curved, curved_ray = space.pull(direction, -loss.slack(said, ray))
         along = space.inner(loss, direction, curved, curved_ray)
-        going = (size > goal) & (along > 1e-6 * size)
+        going &= (size > goal) & (along > 1e-6 * size)
         length = loss.each(np.where(going, size / np.where(going, along, 1), 0).astype(step.dtype))
         step += length * direction
         residual -= length * curved
         image -= length * curved_ray
         old, size = size, space.inner(loss, residual, residual, image)
-        if (size <= goal).all():
+        if not going.any() or (size <= goal).all():
             break
-        factor = loss.each(size / np.maximum(old, 1e-38))
+        factor = loss.each(np.where(going, size / np.where(going, old, 1), 0).astype(step.dtype))
         direction *= factor
         direction += residual
         ray *= factor
