@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,16 +69,20 @@ def online_code(
     order = shuffled_by_group(codes, generator)
     ends = sorted({group_end(codes[order], round(fraction * len(order))) for fraction in fractions} - {0})
     bits = np.zeros((len(labels), values.shape[1])) + ends[0]
-    for start, end in itertools.pairwise(ends):
-        known, new = order[:start], order[start:end]
-        seen = np.array([len(np.unique(target[known])) == 2 for target in labels])
-        bits[~seen] += len(new)
-        if seen.any():
-            trained = np.zeros((1, len(order)), dtype=bool)
-            trained[0, known] = True
-            for layer, _, scores, _ in fit_sets(values, labels[seen], trained, penalty, bound):
-                wrong = np.where(labels[seen][:, new] == 1, -1.0, 1.0) * scores[:, new]
-                bits[seen, layer] += np.logaddexp(0, wrong).sum(axis=1) / np.log(2)
+    known = np.zeros((len(ends) - 1, len(order)), dtype=bool)
+    for place, end in enumerate(ends[:-1]):
+        known[place, order[:end]] = True
+    both = np.array([[len(np.unique(target[rows])) == 2 for rows in known] for target in labels])
+    for seen in np.unique(both, axis=1).T:  # mostly every class is seen at once, and this is one pass
+        blocks = np.flatnonzero((both == seen[:, None]).all(axis=0))
+        for block in blocks:
+            bits[~seen] += ends[block + 1] - ends[block]
+        if not seen.any():
+            continue
+        for layer, place, scores, _ in fit_sets(values, labels[seen], known[blocks], penalty, bound):
+            new = order[ends[blocks[place]] : ends[blocks[place] + 1]]
+            wrong = np.where(labels[seen][:, new] == 1, -1.0, 1.0) * scores[:, new]
+            bits[seen, layer] += np.logaddexp(0, wrong).sum(axis=1) / np.log(2)
     return Code(bits, float(len(order)))
 
 

@@ -142,22 +142,25 @@ def _online_code(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[p
 
 
 def _sizes(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[pd.DataFrame]:
-    """Accuracy by training rows, on the same test rows; a size at which a subset lacks a class is left out."""
+    """Accuracy by training rows, on the same test rows; a size is left out if a subset lacks a class of a target."""
     tested = held_out_rows(cell.folds[:1])
     labels = np.stack(list(cell.labels.values()))
     smallest = int((~tested).sum(axis=1).min())
+    parts = []
     for size in sorted({min(size, smallest) for size in probes.controls.sizes}):
         draw = generator(seed, "probes", task, "sizes")
         trained = training_subsets(~tested, cell.rows["pair_id"], size, draw)
-        both = np.array([all(len(np.unique(codes[rows])) == 2 for rows in trained) for codes in labels])
-        if not both.any():
-            continue
-        logits = np.full((int(both.sum()), 1, *cell.values.shape[:2]), np.nan)
-        for layer, fold, scores, _ in fit_sets(cell.values, labels[both], trained, probes.penalty, probes.bound):
-            logits[:, 0, tested[fold], layer] = scores[:, tested[fold]]
-        names = [name for name, there in zip(cell.labels, both, strict=True) if there]
-        for target, codes, scores in zip(names, labels[both], logits, strict=True):
-            rows = float(trained.sum(axis=1).mean())
+        if all(len(np.unique(codes[rows])) == 2 for rows in trained for codes in labels):
+            parts.append(trained)
+    if not parts:
+        return
+    logits = np.full((len(parts), len(labels), 1, *cell.values.shape[:2]), np.nan)
+    for layer, at, scores, _ in fit_sets(cell.values, labels, np.concatenate(parts), probes.penalty, probes.bound):
+        part, fold = divmod(at, len(tested))
+        logits[part, :, 0, tested[fold], layer] = scores[:, tested[fold]].T
+    for trained, of_size in zip(parts, logits, strict=True):
+        rows = float(trained.sum(axis=1).mean())
+        for (target, codes), scores in zip(cell.labels.items(), of_size, strict=True):
             yield _scored("size", cell, target, codes, scores, cell.layers, train_rows=rows)
 
 
