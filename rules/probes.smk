@@ -2,7 +2,7 @@
 
 
 rule probe:
-    """Probe one model on one task: every condition, role, target and layer, out of fold, with certificates."""
+    """Probe one model on one task: every condition, role, target and layer, out of fold, with certificates; and their controls."""
     input:
         prompts=prompts_of_model,
         manifest=f"{ACTIVATIONS}/manifest.json",
@@ -13,6 +13,7 @@ rule probe:
     output:
         probes=f"{DATA}/probes/{{model}}/{{task}}.parquet",
         hits=f"{DATA}/probes/{{model}}/{{task}}.hits.parquet",
+        controls=f"{DATA}/probes/{{model}}/{{task}}.controls.parquet",
     log:
         f"{LOGS}/probe/{{model}}/{{task}}.log",
     benchmark:
@@ -25,4 +26,4 @@ rule probe:
     shell:
         "levelt probe --settings {params.settings:q} --model {wildcards.model} --task {wildcards.task}"
         " --prompts {input.prompts} --activations {input.activations} --probes {output.probes}"
-        " --hits {output.hits} 2> {log}"
+        " --hits {output.hits} --controls {output.controls} 2> {log}"
