@@ -42,6 +42,9 @@ CLAIM_TABLES = ["behaviour", "agreement", "spread", "correlations", "blocking", 
 CLAIM_TABLES += ["selection", "codebook", "scale", "stages"]
 REPORT_TABLES = ["behaviour", "agreement", "probes", "information", "spread", "correlations", "blocking", "unrelated"]
 REPORT_TABLES += ["selection", "codebook", "scale", "stages", "best_layers"]
+AUDITED = STUDY.audit.models if STUDY.audit else []
+if AUDITED:
+    FIGURE_TABLES["audit"] = ["audit"]
 FIGURES = [*FIGURE_TABLES, *(["training"] if ORGANISMS else [])]
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
