@@ -15,13 +15,14 @@ include: "rules/models.smk"
 include: "rules/activations.smk"
 include: "rules/probes.smk"
 include: "rules/correlations.smk"
+include: "rules/claims.smk"
 include: "rules/figures.smk"
 include: "rules/paper.smk"
 
 
 wildcard_constraints:
     model="|".join(MODELS),
-    shape="|".join(SHAPES) or "none",
+    run="|".join(RUNS) or "none",
     task="|".join(TASKS),
     condition="|".join(CONDITIONS),
     figure="|".join(FIGURES),
@@ -33,3 +34,4 @@ rule all:
         report=rules.report.output.pdf,
         figures=collect(rules.figure.output, figure=FIGURES),
         tables=rules.tables.output,
+        cards=collect(rules.evaluate.output, organism=ORGANISMS),
