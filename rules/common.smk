@@ -37,6 +37,7 @@ FIGURE_TABLES = {
     "correlations": ["information", "correlations"],
     "blocking": ["blocking", "unrelated"],
     "training_effects": ["information", "stage_layers"],
+    "controls": ["controls"],
 }
 CLAIM_TABLES = ["behaviour", "agreement", "spread", "correlations", "blocking", "unrelated"]
 CLAIM_TABLES += ["selection", "codebook", "scale", "stages"]
