@@ -15,6 +15,8 @@ include: "rules/models.smk"
 include: "rules/activations.smk"
 include: "rules/probes.smk"
 include: "rules/correlations.smk"
+include: "rules/claims.smk"
+include: "rules/audit.smk"
 include: "rules/figures.smk"
 include: "rules/paper.smk"
 
@@ -33,3 +35,4 @@ rule all:
         report=rules.report.output.pdf,
         figures=collect(rules.figure.output, figure=FIGURES),
         tables=rules.tables.output,
+        cards=collect(rules.evaluate.output, organism=ORGANISMS),

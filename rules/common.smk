@@ -30,13 +30,23 @@ TASKS = list(STUDY.tasks)
 CONDITIONS = STUDY.conditions
 WORLD_TASKS = [name for name, task in STUDY.tasks.items() if isinstance(task.source, WorldSource)]
 FIGURE_TABLES = {
+    "claims": ["claims"],
     "behaviour": ["behaviour"],
-    "information": ["probes"],
-    "correlations": ["behaviour", "probes", "correlations"],
+    "information": ["depth"],
+    "selection": ["selection_layers", "codebook"],
+    "correlations": ["information", "correlations"],
+    "blocking": ["blocking", "unrelated"],
+    "training_effects": ["information", "stage_layers"],
+    "controls": ["controls"],
 }
-REPORT_TABLES = ["behaviour", "agreement", "probes", "correlations", "blocking"]
-if STUDY.engine.interventions:
-    FIGURE_TABLES["blocking"] = ["blocking"]
+CLAIM_TABLES = ["behaviour", "agreement", "spread", "correlations", "blocking", "unrelated"]
+CLAIM_TABLES += ["selection", "codebook", "scale", "stages"]
+REPORT_TABLES = ["behaviour", "agreement", "probes", "information", "spread", "correlations", "blocking", "unrelated"]
+REPORT_TABLES += ["selection", "codebook", "scale", "stages", "controls"]
+AUDITED = STUDY.audit.models if STUDY.audit else []
+if AUDITED:
+    FIGURE_TABLES["audit"] = ["audit"]
+    REPORT_TABLES.append("audit")
 FIGURES = [*FIGURE_TABLES, *(["training"] if ORGANISMS else [])]
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
@@ -53,10 +63,15 @@ TRAINING_TEMPLATES = (
 )
 TRAINING_THREADS = STUDY.organisms.threads if STUDY.organisms else 1
 
+TASKS_PER_JOB = STUDY.engine.tasks_per_job
+TASK_GROUPS = [TASKS[first : first + TASKS_PER_JOB] for first in range(0, len(TASKS), TASKS_PER_JOB)]
+
 DATA = f"data/{STUDY.study}"
 WORLD = f"{DATA}/world"
 FIGURE = f"figures/{STUDY.study}"
 PAPER = f"paper/{STUDY.study}"
+ACTIVATIONS = f"{DATA}/activations/{{model}}/{{task}}"
+BEHAVIOUR = f"{DATA}/behaviour/{{model}}/{{task}}.parquet"
 LOGS = f"logs/{STUDY.study}"
 BENCHMARKS = f"benchmarks/results/{STUDY.study}"
 
@@ -91,12 +106,21 @@ def sample_source(wildcards):
     return source.path
 
 
-def tokenizer_of_model(wildcards):
-    """The tokenizer files of a model trained here; those of another checkpoint are hashed in its manifest."""
-    if wildcards.model not in ORGANISMS:
-        return []
-    folder = f"{DATA}/models/{wildcards.model}"
-    return [f"{folder}/{name}" for name in TOKENIZER_FILES]
+def prompts_of(model):
+    """Whose prompts a model reads: all organisms share one tokenizer, so theirs are made once."""
+    return "organisms" if model in ORGANISMS else model
+
+
+def prompts_of_model(wildcards):
+    """The prompts a model reads for one task."""
+    return f"{DATA}/prompts/{prompts_of(wildcards.model)}/{wildcards.task}.parquet"
+
+
+def tokenizer_of_prompts(wildcards):
+    """What prompts are rendered with: the organisms' tokenizer, or the manifest of a checkpoint, which hashes its own."""
+    if wildcards.tokenizer == "organisms":
+        return [f"{DATA}/models/tokenizer/{name}" for name in TOKENIZER_FILES]
+    return [f"{DATA}/models/{wildcards.tokenizer}/manifest.json"]
 
 
 def weights_of_model(wildcards):

@@ -29,7 +29,11 @@ FURTHER = (0, 2, 4, 6)
 UNASKED_SUBJECTS = 0.1
 """Share of the subjects never asked about in instruction tuning: recall of those must come from the plain text."""
 
+WORD_QUESTIONS = {"first": "what is the first word?", "last": "what is the last word?"}
+"""Questions about a text that are no judgment."""
+
 _MIX = (("about", 0.66), ("recall", 0.07), ("contrasts", 0.06), ("demonstrations", 0.15), ("unasked", 0.06))
+_CODED = 5.0  # weight of the codebook among the content tasks (TASK_WEIGHTS): learnt last
 _WORDS = 0.15  # of the turns about a text: asked for a word instead of a judgment
 _EARLY = 0.25  # the first quarter is easier: few negated questions
 _NEGATED_EARLY, _NEGATED = 0.2, 0.5
@@ -59,6 +63,12 @@ def further_turn(template: Template, question: str) -> str:
     return ("\n".join(lines) or "{question}").replace("{question}", question, 1)
 
 
+def word_answer(text: str, which: str) -> str:
+    """The answer to a question about the first or last word."""
+    words = text.replace(",", "").replace(".", "").split()
+    return f"it is {words[0 if which == 'first' else -1]}"
+
+
 def was_asked(fact: Fact) -> bool:
     """Whether instruction tuning asks for this subject."""
     return share(fact.subject, "asked") >= UNASKED_SUBJECTS
@@ -75,7 +85,7 @@ class Writer:
         self.templates = [templates[name] for name in sorted(templates)]
         self.facts = [fact for fact in facts(subjects) if was_asked(fact)]
         self.contrasts = [(contrast, contrast.texts(bank.heldout, False)) for contrast in contrasts()]
-        self.content = [(task, TASK_WEIGHTS[task]) for task in bank.content]
+        self.content = [(task, _CODED if task == CODEBOOK else TASK_WEIGHTS[task]) for task in bank.content]
         self.defined = [(task, weight) for task, weight in self.content if task != CODEBOOK]
 
     def text(self, content: str, states: tuple[bool, bool] | None = None) -> tuple[Spoken, ...]:
@@ -92,9 +102,8 @@ class Writer:
 
     def word(self, text: Sequence[Spoken]) -> tuple[str, str]:
         """A question about a word of the text, and its answer."""
-        words = join(text).replace(",", "").replace(".", "").split()
-        which = self.draws.pick(("first", "last"))
-        return f"what is the {which} word?", f"it is {words[0 if which == 'first' else -1]}"
+        which = self.draws.pick(tuple(WORD_QUESTIONS))
+        return WORD_QUESTIONS[which], word_answer(join(text), which)
 
     def about(self, template: Template, negated: float) -> list[Turn]:
         draws = self.draws

@@ -1,53 +1,106 @@
-"""The probes of one set of activations: every layer and fold, from arrays to out-of-fold scores."""
+"""The probes of one set of activations: every layer, training set and target, from arrays to scores."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from levelt.probes.folds import grouped_folds
-from levelt.probes.solver import fit
+from levelt.probes.solver import fit_batch, standardise
 
 Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.integer]
+
+CHUNK_VALUES = 700_000
+"""Feature values of the designs solved together: few enough to stay in a core's cache, many enough to hide Python."""
 
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Out-of-fold log-odds of class 1, [repeats, n, layers], and the worst certificate of each layer's probes."""
+    """Out-of-fold log-odds of class 1, [targets, repeats, n, layers], and the worst certificate of each layer's
+    probes, [targets, layers]."""
 
     logits: Floats
     bounds: Floats
 
 
-def out_of_fold(
-    activations: npt.ArrayLike,
-    labels: npt.ArrayLike,
-    groups: npt.ArrayLike,
-    *,
-    folds: int,
-    repeats: int,
-    penalty: float,
-    bound: float,
-    generator: np.random.Generator,
-) -> OutOfFold:
-    """Probe every layer of ``activations`` [n, layers, d] for ``labels`` [n] with folds grouped by ``groups`` [n].
+def held_out_rows(assignments: Labels) -> npt.NDArray[np.bool_]:
+    """Test rows of every fold of every repeat: [repeats * folds, n], repeat by repeat."""
+    return np.concatenate([part == np.arange(part.max() + 1)[:, None] for part in assignments])
+
+
+def designs_of(activations: npt.ArrayLike, trained: npt.ArrayLike) -> Iterator[tuple[list[tuple[int, int]], Floats]]:
+    """Standardised features of every layer for every training set, a chunk at a time.
+
+    Args:
+        activations: [n, layers, d].
+        trained: training rows, [sets, n].
+
+    Yields:
+        The (layer, set) pairs of the chunk, and their designs [pairs, d, n].
 
     Raises:
-        FoldError, ConvergenceError, ValueError: from folding and fitting, unchanged.
+        ValueError: a feature is not finite.
     """
-    values = np.asarray(activations, dtype=np.float64)
-    target = np.asarray(labels)
-    rows, layers, _ = values.shape
-    logits = np.full((repeats, rows, layers), np.nan)
-    bounds = np.zeros(layers)
-    for repeat in range(repeats):
-        assignment = grouped_folds(target, groups, folds, generator)
-        for fold in range(folds):
-            train, test = assignment != fold, assignment == fold
-            for layer in range(layers):
-                probe = fit(values[train, layer], target[train], penalty, bound)
-                logits[repeat, test, layer] = probe.logits(values[test, layer])
-                bounds[layer] = max(bounds[layer], probe.bound)
+    values, used = np.asarray(activations), np.asarray(trained, dtype=np.float64)
+    rows, layers, width = values.shape
+    share = used / used.sum(axis=1, keepdims=True)
+    pairs = [(layer, at) for layer in range(layers) for at in range(len(used))]
+    together = max(1, CHUNK_VALUES // (rows * width))
+    for start in range(0, len(pairs), together):
+        part = pairs[start : start + together]
+        made = []
+        for layer in dict.fromkeys(layer for layer, _ in part):
+            features = np.ascontiguousarray(values[:, layer].T, dtype=np.float64)
+            made.append(standardise(features, share[[at for of, at in part if of == layer]])[0])
+        yield part, np.concatenate(made) if len(made) > 1 else made[0]
+
+
+def fit_sets(
+    activations: npt.ArrayLike, labels: Labels, trained: npt.NDArray[np.bool_], penalty: float, bound: float
+) -> Iterator[tuple[int, int, Floats, Floats]]:
+    """Probes of every layer on every training set.
+
+    Args:
+        activations: [n, layers, d].
+        labels: 0 or 1, [targets, n].
+        trained: training rows, [sets, n].
+
+    Yields:
+        layer, training set, log-odds of class 1 of all rows [targets, n], certificates [targets].
+    """
+    weights = trained.astype(np.float64)
+    for pairs, designs in designs_of(activations, trained):
+        sets = [at for _, at in pairs]
+        targets = np.broadcast_to(labels, (len(pairs), *labels.shape))
+        found = fit_batch(designs, targets, weights[sets], penalty, bound)
+        for place, (layer, at) in enumerate(pairs):
+            yield layer, at, found.scores[place, :, 0], found.bounds[place]
+
+
+def out_of_fold(
+    activations: npt.ArrayLike, labels: Labels, assignments: Labels, *, penalty: float, bound: float = 1e-8
+) -> OutOfFold:
+    """Probe every layer for every target, leaving out each fold in turn.
+
+    Args:
+        activations: [n, layers, d].
+        labels: 0 or 1, [targets, n].
+        assignments: test fold of every row in each repeat, [repeats, n] (see `levelt.probes.folds`).
+        penalty, bound: see `levelt.probes.solver.fit`.
+
+    Raises:
+        ConvergenceError, ValueError: from fitting, unchanged.
+    """
+    values = np.asarray(activations)
+    tested = held_out_rows(assignments)
+    logits = np.full((len(labels), len(assignments), *values.shape[:2]), np.nan)
+    bounds = np.zeros((len(labels), values.shape[1]))
+    for layer, cut, scores, certified in fit_sets(values, labels, ~tested, penalty, bound):
+        rows = tested[cut]
+        repeat = cut * len(assignments) // len(tested)
+        logits[:, repeat, rows, layer] = scores[:, rows]
+        bounds[:, layer] = np.maximum(bounds[:, layer], certified)
     return OutOfFold(logits, bounds)
