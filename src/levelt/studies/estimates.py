@@ -25,7 +25,8 @@ from levelt.randomness import generator
 from levelt.statistics.permutation import SLACK, max_t, sign_flip_test, sign_flips
 from levelt.statistics.resampling import cluster_draws
 from levelt.studies.evidence import Samples
-from levelt.studies.scope import ALL, MODEL_COLUMNS, UNTRAINED
+from levelt.studies.scope import MODEL_COLUMNS
+from levelt.vocabulary import ALL, UNTRAINED
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
