@@ -27,3 +27,25 @@ rule probe:
         "levelt probe --settings {params.settings:q} --model {wildcards.model} --task {wildcards.task}"
         " --prompts {input.prompts} --activations {input.activations} --probes {output.probes}"
         " --hits {output.hits} --controls {output.controls} 2> {log}"
+
+
+rule controls:
+    """The controls of all probes, beside the probes themselves."""
+    input:
+        controls=expand(rules.probe.output.controls, model=MODELS, task=TASKS),
+        probes=f"{DATA}/tables/probes.csv",
+        code=code("controls"),
+    output:
+        table=f"{DATA}/tables/controls.csv",
+    log:
+        f"{LOGS}/controls.log",
+    benchmark:
+        f"{BENCHMARKS}/controls.tsv"
+    threads: 1
+    params:
+        settings=settings("statistics"),
+    message:
+        "tabulating the controls of the probes"
+    shell:
+        "levelt controls --settings {params.settings:q} --controls {input.controls} --probes {input.probes}"
+        " --out {output.table} 2> {log}"

@@ -461,6 +461,12 @@ class Statistics(Section):
     )
 
 
+class Audit(Section):
+    """The methods audit: the comparison as the released code of the paper makes it, defect by defect."""
+
+    models: list[Name] = Field(min_length=1, description="Checkpoints that are audited, on every task.")
+
+
 class Study(Section):
     """A study: everything that decides its results, and nothing about where it runs."""
 
@@ -476,6 +482,7 @@ class Study(Section):
     engine: Engine = Field(default=Engine(), description="How models are run.")
     probes: Probes = Field(default=Probes(), description="Probes.")
     statistics: Statistics = Field(default=Statistics(), description="Intervals.")
+    audit: Audit | None = Field(None, description="The methods audit; without it the study has none.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -497,6 +504,9 @@ class Study(Section):
                 f"engine.interventions and random_answer {changed} change the instruction_first prompts, but "
                 f"prompts.variations is {self.prompts.variations}"
             )
+        unknown = sorted(set(self.audit.models if self.audit else []) - set(self.model_ids))
+        if unknown:
+            raise ValueError(f"audit.models names {unknown}, which are not among the models {self.model_ids}")
         clash = sorted({*self.organism_ids, "organisms", "tokenizer"} & set(self.checkpoints))
         if clash:
             raise ValueError(f"checkpoints {clash} have the id of an organism, or that of a folder beside them")

@@ -46,7 +46,7 @@ def audit_rows(
 
     Args:
         table: the prompts, instruction first.
-        readings, exact: readings and exact match by name: `PLAIN`, every intervention of `MASKING`, and each of those with
+        readings, exact: readings and exact match by name: `PLAIN`, every intervention of `MASKING`, and each with
             its defect.
         probes, statistics, seed, task: settings.
     """
