@@ -162,7 +162,7 @@ def test_a_library_upgrade_is_found_where_it_matters(toy: Toy, book: Book) -> No
     assert toy.ledger("commit").returncode == 0
     assert toy.findings() == {}
     lock.write_text(re.sub(r"^numpy==.*$", "numpy==99.0", before, flags=re.MULTILINE))
-    assert re.search(r"pins numpy 99\.0, but claims figure report ran with", toy.findings()["requirements.lock"])
+    assert re.search(r"pins numpy 99\.0, but claims figure models report ran with", toy.findings()["requirements.lock"])
 
 
 # --- commit: refuses, repeats, survives ------------------------------------------------------------------------------

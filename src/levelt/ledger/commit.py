@@ -60,9 +60,6 @@ def commit(study: str, config: str, rooms: Sequence[str], prune: bool = False) -
     with _alone():
         restore()
         jobs = read_jobs(Path("Snakefile"), Path(config))
-        for path, text in derived(jobs, config, rooms).items():
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                raise InputError(f"{path} does not match the rules: run `levelt ledger stages --config {config}`")
         if running():
             raise InputError("snakemake is at work here (or was killed: `snakemake --unlock`); commit when it is done")
         plan = dry_run(config)
@@ -71,6 +68,9 @@ def commit(study: str, config: str, rooms: Sequence[str], prune: bool = False) -
                 "the run is not complete (snakemake -n has work to do): "
                 f"run `snakemake --cores all --configfile {config}`"
             )
+        for path, text in derived(jobs, config, rooms).items():
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                raise InputError(f"{path} does not match the rules: run `levelt ledger stages --config {config}`")
         _leftovers(jobs, prune)
         before = read_book(study) if book_path(study).is_file() else None
         records = {job.outputs[0]: read_record(job.outputs) for job in jobs if job.outputs}
