@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -97,7 +98,11 @@ def _trace(arguments: argparse.Namespace) -> int:
     from levelt.ledger.trace import render_tree, trace
 
     tree = trace(read_book(_study(arguments)), arguments.target)
-    print(json.dumps(tree, indent=1, ensure_ascii=False) if arguments.json else render_tree(tree, arguments.full))
+    text = json.dumps(tree, indent=1, ensure_ascii=False) if arguments.json else render_tree(tree, arguments.full)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

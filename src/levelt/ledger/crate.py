@@ -99,7 +99,7 @@ def _files(crate: ROCrate, book: Book) -> dict[str, Any]:
     for path, (digest, size) in book.files.items():
         properties = {"name": Path(path).name, "sha256": digest, "contentSize": str(size)}
         if path not in book.maker:
-            properties |= {"description": f"origin: {origin(path, book.jobs)['origin']}"}
+            properties |= {"description": f"origin: {origin(path)['origin']}"}
         if Path(path).is_file() and not path.startswith(".."):
             entities[path] = crate.add_file(path, path, properties=properties)
         else:  # recorded, but not here: an entity without a file
