@@ -37,11 +37,16 @@ FIGURE_TABLES = {
     "correlations": ["information", "correlations"],
     "blocking": ["blocking", "unrelated"],
     "training_effects": ["information", "stage_layers"],
+    "controls": ["controls"],
 }
 CLAIM_TABLES = ["behaviour", "agreement", "spread", "correlations", "blocking", "unrelated"]
 CLAIM_TABLES += ["selection", "codebook", "scale", "stages"]
 REPORT_TABLES = ["behaviour", "agreement", "probes", "information", "spread", "correlations", "blocking", "unrelated"]
-REPORT_TABLES += ["selection", "codebook", "scale", "stages", "best_layers"]
+REPORT_TABLES += ["selection", "codebook", "scale", "stages", "controls"]
+AUDITED = STUDY.audit.models if STUDY.audit else []
+if AUDITED:
+    FIGURE_TABLES["audit"] = ["audit"]
+    REPORT_TABLES.append("audit")
 FIGURES = [*FIGURE_TABLES, *(["training"] if ORGANISMS else [])]
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]

@@ -12,6 +12,7 @@ _ESCAPES = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "τ": r"$\tau$",
     "|": r"\textbar{}",
     "\u2018": "`",
     "\u2019": "'",
@@ -52,5 +53,6 @@ def interval(low: float, high: float, digits: int = 2) -> str:
 def tabular(header: Sequence[str], rows: Sequence[Sequence[str]], alignment: str) -> str:
     """A booktabs table body; cells are LaTeX already. An empty row becomes a thin rule."""
     lines = [rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}", r"\toprule", " & ".join(header) + r" \\", r"\midrule"]
-    lines += [" & ".join(row) + r" \\" if row else r"\addlinespace" for row in rows]
+    # a cell that begins with a bracket would be read as an argument of the line break before it
+    lines += [("{}" * row[0].startswith("[") + " & ".join(row) + r" \\") if row else r"\addlinespace" for row in rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
