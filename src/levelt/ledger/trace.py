@@ -95,8 +95,8 @@ def trace(book: Book, target: str, here: Mapping[str, tuple[str, int]] | None = 
 def origin(path: str) -> dict[str, str]:
     """Where a raw file comes from, and its licence.
 
-    `dvc import-url` and `dvc import` leave a .dvc file beside what they fetch, with the address, the revision and (under
-    ``meta``, written by hand) the licence. A file in git comes from this repository. Else: not stated.
+    `dvc import-url` and `dvc import` leave a .dvc file beside what they fetch, with the address, the revision and
+    (under ``meta``, written by hand) the licence. A file in git comes from this repository. Else: not stated.
     """
     note = Path(f"{path}.dvc")
     if note.is_file():
