@@ -78,11 +78,17 @@ def _commit(arguments: argparse.Namespace) -> int:
     from levelt.ledger.commit import commit, local_only
 
     rooms = local_only(sorted(LOCAL_ONLY))
-    book = commit(_study(arguments), arguments.config, rooms, prune=arguments.prune)
+    book, by_time = commit(_study(arguments), arguments.config, rooms, prune=arguments.prune)
     print(
         f"{len(book.jobs)} jobs and {len(book.files)} files recorded in dvc.lock and {book_path(book.study)}; "
         "commit both to git"
     )
+    if by_time:
+        print(
+            f"warning: {by_time[0]} and {len(by_time) - 1} other inputs have no checksum (bigger than "
+            "max-checksum-file-size, and not behind a manifest): after a clone they are judged by file time",
+            file=sys.stderr,
+        )
     return 0
 
 
