@@ -17,7 +17,12 @@ UNITS = 100
 
 
 def hidden_out_of_fold(
-    activations: npt.ArrayLike, labels: Labels, assignments: Labels, layers: int, generator: np.random.Generator
+    activations: npt.ArrayLike,
+    labels: Labels,
+    assignments: Labels,
+    layers: int,
+    penalty: float,
+    generator: np.random.Generator,
 ) -> Floats:
     """Out-of-fold log-odds of class 1, [repeats, n, layers of the model].
 
@@ -25,7 +30,8 @@ def hidden_out_of_fold(
         activations: [n, layers, d].
         labels: 0 or 1, [n].
         assignments: test fold of every row in each repeat, [repeats, n].
-        layers: hidden layers of the probe; training stops when a tenth of its rows, held out, improves no more.
+        layers: hidden layers of the probe.
+        penalty: on all weights, as for the linear probes.
     """
     values = np.asarray(activations, dtype=np.float64)
     found = np.full((len(assignments), *values.shape[:2]), np.nan)
@@ -35,7 +41,11 @@ def hidden_out_of_fold(
             for layer in range(values.shape[1]):
                 scaler = StandardScaler().fit(values[~test, layer])
                 model = MLPClassifier(
-                    (UNITS,) * layers, early_stopping=True, random_state=int(generator.integers(2**31))
+                    (UNITS,) * layers,
+                    solver="lbfgs",
+                    alpha=penalty * int((~test).sum()),
+                    max_iter=500,
+                    random_state=int(generator.integers(2**31)),
                 )
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ConvergenceWarning)

@@ -62,7 +62,7 @@ def _rows(cell: Cell, probes: Probes, seed: int, task: str, baselines: bool) -> 
     yield from _online_code(cell, probes, seed, task)
     yield from _sizes(cell, probes, seed, task)
     for layers in probes.hidden:
-        yield from _hidden(cell, layers, seed, task)
+        yield from _hidden(cell, layers, probes, seed, task)
     if baselines:  # they do not read the role
         yield from _bags(cell, probes)
 
@@ -164,12 +164,12 @@ def _sizes(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[pd.Data
             yield _scored("size", cell, target, codes, scores, cell.layers, train_rows=rows)
 
 
-def _hidden(cell: Cell, layers: int, seed: int, task: str) -> Iterator[pd.DataFrame]:
+def _hidden(cell: Cell, layers: int, probes: Probes, seed: int, task: str) -> Iterator[pd.DataFrame]:
     from levelt.probes.hidden import hidden_out_of_fold  # here, since scikit-learn takes a second to import
 
     for target, codes in cell.labels.items():
         draw = generator(seed, "probes", task, "hidden", layers)
-        scores = hidden_out_of_fold(cell.values, codes, cell.folds, layers, draw)
+        scores = hidden_out_of_fold(cell.values, codes, cell.folds, layers, probes.penalty, draw)
         yield _scored(f"hidden_{layers}", cell, target, codes, scores, cell.layers)
 
 

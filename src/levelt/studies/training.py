@@ -13,12 +13,10 @@ from levelt.statistics.resampling import percentile_interval
 from levelt.studies.conditions import with_contrasts
 from levelt.studies.estimates import Estimates, Resampling, stack
 from levelt.studies.scope import INTERVENED, MODEL_COLUMNS
+from levelt.vocabulary import STAGES
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-STAGES = ("base", "sft", "dpo", "instruct")
-"""Training in its order; models of other stages are not compared."""
 
 _CELL = ["task", "condition", "quantity", "role", "target"]
 _CHANGE = ["n", "groups", "before", "change", "ci_low", "ci_high", "p"]
