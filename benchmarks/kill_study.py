@@ -58,7 +58,7 @@ def main() -> None:
         run("levelt.cli", "ledger", "stages", "--config", CONFIG)
         recorded = run("levelt.cli", "ledger", "commit", "--config", CONFIG)
         verified = run("levelt.cli", "ledger", "verify", "--config", CONFIG)
-        print(done.stderr[-300:], recorded.stderr, verified.stdout)
+        print(done.stderr[-4000:], recorded.stderr, verified.stdout)
         left = [str(p) for p in (work / "data").rglob(".*") if p.is_file() and p.name != ".snakemake_timestamp"]
         result = {
             "kills": kills,
