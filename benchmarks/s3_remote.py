@@ -12,6 +12,7 @@ from pathlib import Path
 
 import boto3
 from moto.server import ThreadedMotoServer
+
 from toy import CONFIG, Toy, make_toy
 
 KEYS = {"access_key_id": "testing", "secret_access_key": "testing", "region": "us-east-1"}
