@@ -319,6 +319,132 @@ class Probes(Section):
     bound: float = Field(1e-8, gt=0, description="Largest certified distance from the optimal loss, in nats.")
 
 
+# --- instruction vectors -------------------------------------------------------------------------------------------
+
+
+class ContrastWorld(Section):
+    """A contrastive task of the synthetic world."""
+
+    kind: Literal["world"] = Field("world", description="Queries and answers come from the synthetic world.")
+    name: Name = Field(description="Name of the contrastive task in the world.")
+    wordings: list[str] = Field(
+        [
+            "what is the {noun}?",
+            "what is its {noun}?",
+            "name the {noun}.",
+            "tell the {noun}.",
+            "say the {noun}.",
+            "give the {noun}.",
+            "which {noun}?",
+            "the {noun} is what?",
+            "what {noun} is it?",
+            "the {noun}, please.",
+            "the {noun}?",
+            "now the {noun}.",
+        ],
+        min_length=2,
+        description="Wordings of both instructions, with {noun} for what is asked; the first is the one in use, the "
+        "others are for probes and for the control of circuits.",
+    )
+
+    @field_validator("wordings")
+    @classmethod
+    def _nouns(cls, wordings: list[str]) -> list[str]:
+        wrong = [wording for wording in wordings if wording.count("{noun}") != 1]
+        if wrong or len(set(wordings)) < len(wordings):
+            raise ValueError(f"each wording once, and each with {{noun}} once: {wrong or wordings}")
+        return wordings
+
+
+class ContrastFile(Section):
+    """A contrastive task from a CSV file: a query column, and a column of answers for each instruction."""
+
+    kind: Literal["file"] = Field("file", description="Queries and answers come from a CSV file.")
+    path: str = Field(description="A CSV file, UTF-8: one row per query.")
+    query: str = Field("query", description="Column of the queries.")
+    instructions: dict[str, str] = Field(
+        min_length=2, max_length=2, description="Column of answers -> the instruction that asks for them."
+    )
+    rephrasings: dict[str, str] = Field(
+        {}, description="Column of answers -> CSV file with a column `instruction` of other wordings."
+    )
+
+    @model_validator(mode="after")
+    def _columns(self) -> ContrastFile:
+        unknown = sorted(set(self.rephrasings) - set(self.instructions))
+        if unknown:
+            raise ValueError(f"rephrasings of {unknown}, but instructions are {sorted(self.instructions)}")
+        if len(self.rephrasings) == 1:
+            raise ValueError("rephrasings of one instruction only; give them for both, or for none")
+        return self
+
+
+class Contrast(Section):
+    """A contrastive task: one query, two instructions, answers that differ."""
+
+    source: Annotated[ContrastWorld | ContrastFile, Field(discriminator="kind")] = Field(
+        description="Where queries, instructions and answers come from."
+    )
+    full: str = Field(
+        "question: {instruction}\ntext: {query}", description="The prompt: {instruction} and then {query}, once each."
+    )
+    short_prompt: str = Field("text: {query}", description="The receiver short_prompt: the prompt without instruction.")
+    filler_query: str = Field(
+        "question: {filler}\ntext: {query}",
+        description="The receiver filler_query: a filler where vectors are patched, and the query.",
+    )
+    filler: str = Field("?", min_length=1, description="The filler.")
+    answer: str = Field("{answer}", description="How the answer follows the prompt, its leading blank included.")
+    chat: bool = Field(
+        True, description="Whether prompts are user messages of the model's chat template, or bare text."
+    )
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> Contrast:
+        for field, wanted in {
+            "full": ["{instruction}", "{query}"],
+            "short_prompt": ["{query}"],
+            "filler_query": ["{filler}", "{query}"],
+            "answer": ["{answer}"],
+        }.items():
+            value = getattr(self, field)
+            found = [name for name in ("{instruction}", "{filler}", "{query}", "{answer}") if name in value]
+            places = [value.find(name) for name in wanted]
+            if found != wanted or places != sorted(places) or any(value.count(name) != 1 for name in wanted):
+                raise ValueError(f"{field} must contain {' and then '.join(wanted)}, once each: {value!r}")
+        return self
+
+
+Receiver = Literal["filler_query", "query", "short_prompt"]
+
+
+class Vectors(Section):
+    """The study of instruction vectors: patching at layer tuples, separability, and path tracing."""
+
+    tasks: dict[Name, Contrast] = Field(min_length=1, description="Contrastive tasks by name.")
+    models: list[Name] = Field([], description="Checkpoints studied; empty: all of the study.")
+    queries: int = Field(100, ge=8, description="Queries per task that are patched, drawn from those there are.")
+    receivers: list[Receiver] = Field(
+        ["filler_query", "query", "short_prompt"],
+        min_length=1,
+        description="What is patched; the first is the main one. query: the bare query, at its first token (as "
+        "released); short_prompt: at its first token; filler_query: at the filler.",
+    )
+    order: Literal[1, 2, 3] = Field(2, description="Most layers patched together: pairs, or triples too.")
+    top: int = Field(
+        10, ge=1, description="How many of the strongest pairs of one half of the queries are tested on the other."
+    )
+    traced: int = Field(40, ge=4, description="Queries per task in which paths are traced.")
+    keys: int = Field(1, ge=1, description="Strongest keys per head that are edges; one more is traced for robustness.")
+    rank: int = Field(100, ge=1, description="A path is high-ranking if its answer is among this many first tokens.")
+    most_paths: int = Field(
+        20_000,
+        ge=100,
+        description="Prompts with more paths are counted but not enumerated, and left out of rank counts.",
+    )
+    shuffles: int = Field(8, ge=1, description="Draws of shuffled labels that probes are compared with.")
+
+
 class Statistics(Section):
     """Intervals."""
 
@@ -341,6 +467,7 @@ class Study(Section):
     engine: Engine = Field(default=Engine(), description="How models are run.")
     probes: Probes = Field(default=Probes(), description="Probes.")
     statistics: Statistics = Field(default=Statistics(), description="Intervals.")
+    vectors: Vectors | None = Field(None, description="The study of instruction vectors; null: left out.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -361,6 +488,12 @@ class Study(Section):
                 f"engine.interventions {self.engine.interventions} change the instruction_first prompts, but "
                 f"prompts.variations is {self.prompts.variations}"
             )
+        if self.vectors:
+            unknown = sorted(set(self.vectors.models) - set(self.model_ids))
+            if unknown:
+                raise ValueError(f"vectors.models names {unknown}, which are not among the models {self.model_ids}")
+            if self.world is None and any(isinstance(c.source, ContrastWorld) for c in self.vectors.tasks.values()):
+                raise ValueError("`world` is missing, but contrastive tasks of `vectors` need it")
         clash = sorted(set(self.organism_ids) & set(self.checkpoints))
         if clash:
             raise ValueError(f"checkpoints {clash} have the id of an organism")
@@ -388,6 +521,11 @@ class Study(Section):
     def conditions(self) -> list[str]:
         """Conditions in which every model is read: the prompt variations, then the interventions."""
         return [*self.prompts.variations, *self.engine.interventions]
+
+    @property
+    def vector_models(self) -> list[str]:
+        """Checkpoints whose instruction vectors are studied."""
+        return [] if self.vectors is None else list(self.vectors.models or self.model_ids)
 
     @property
     def model_ids(self) -> list[str]:
