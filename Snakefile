@@ -21,7 +21,7 @@ include: "rules/paper.smk"
 
 wildcard_constraints:
     model="|".join(MODELS),
-    shape="|".join(SHAPES) or "none",
+    run="|".join(RUNS) or "none",
     task="|".join(TASKS),
     condition="|".join(CONDITIONS),
     figure="|".join(FIGURES),

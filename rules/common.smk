@@ -25,7 +25,7 @@ except InputError as error:
 
 MODELS = STUDY.model_ids
 ORGANISMS = STUDY.organism_ids
-SHAPES = list(STUDY.organisms.shapes) if STUDY.organisms else []
+RUNS = {run: (shape, seed) for run, shape, seed in STUDY.organisms.runs} if STUDY.organisms else {}
 TASKS = list(STUDY.tasks)
 CONDITIONS = STUDY.conditions
 WORLD_TASKS = [name for name, task in STUDY.tasks.items() if isinstance(task.source, WorldSource)]
@@ -47,7 +47,7 @@ ORGANISM_FILES = [
     *TOKENIZER_FILES,
     "training.csv",
 ]
-TRAINING = ["seed", "world", "organisms.threads", "organisms.shapes.{shape}"]
+TRAINING = ["seed", "world", "organisms.threads", "organisms.shapes.{shape}"]  # see settings_of_run
 TRAINING_TEMPLATES = (
     ["organisms.templates", *(f"templates.{name}" for name in STUDY.organisms.templates)] if STUDY.organisms else []
 )
@@ -107,7 +107,7 @@ def weights_of_model(wildcards):
 def tables_of_figure(wildcards):
     """The tables a figure is drawn from."""
     if wildcards.figure == "training":
-        return [f"{DATA}/models/{model}/training.csv" for model in ORGANISMS]
+        return [f"{DATA}/models/{model}/training.csv" for model in ORGANISMS if not model.endswith("-untrained")]
     return [f"{DATA}/tables/{name}.csv" for name in FIGURE_TABLES[wildcards.figure]]
 
 

@@ -8,6 +8,7 @@ rule world:
     output:
         text=f"{WORLD}/text.parquet",
         samples=expand(f"{WORLD}/samples/{{name}}.parquet", name=STUDY.world.tasks if STUDY.world else []),
+        contrasts=f"{WORLD}/contrasts.parquet",
         summary=f"{WORLD}/summary.json",
     log:
         f"{LOGS}/world.log",

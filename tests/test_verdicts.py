@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from levelt.studies.verdicts import NOTHING, Claim, Evidence, Region, above, below, within
+from levelt.studies.verdicts import NOTHING, Claim, Finding, Region, above, below, within
 
 finite = st.floats(-100, 100, allow_nan=False)
 
 
-def evidence(low: float, high: float) -> Evidence:
-    return Evidence((low + high) / 2, low, high, 10, "pairs")
+def finding(low: float, high: float) -> Finding:
+    return Finding((low + high) / 2, low, high, 10, "pairs")
 
 
 @pytest.mark.parametrize(
@@ -34,19 +34,19 @@ def evidence(low: float, high: float) -> Evidence:
     ],
 )
 def test_verdicts(test: Region, low: float, high: float, verdict: str) -> None:
-    assert test.verdict(evidence(low, high)) == verdict
+    assert test.verdict(finding(low, high)) == verdict
 
 
 @given(finite, finite, finite)
 def test_a_claim_and_its_opposite_never_hold_together(bound: float, one: float, other: float) -> None:
     low, high = sorted([one, other])
-    verdicts = {above(bound).verdict(evidence(low, high)), below(bound).verdict(evidence(low, high))}
+    verdicts = {above(bound).verdict(finding(low, high)), below(bound).verdict(finding(low, high))}
     assert verdicts in ({"supported", "contradicted"}, {"undecided"})
 
 
 def test_no_evidence_decides_nothing() -> None:
     assert above(0).verdict(NOTHING) == "undecided"
-    assert above(0).verdict(Evidence(1.0, math.nan, math.nan, 5, "tasks")) == "undecided"
+    assert above(0).verdict(Finding(1.0, math.nan, math.nan, 5, "tasks")) == "undecided"
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (-math.inf, math.inf)])
@@ -56,7 +56,7 @@ def test_a_test_that_cannot_fail_is_refused(low: float, high: float) -> None:
 
 
 def test_a_judged_claim_is_plain_json() -> None:
-    claim = Claim("x.y", "X.", within(2), "pp", None, "row 1", "spread", lambda tables: NOTHING)
+    claim = Claim("x.y", "x", "X.", within(2), "pp", None, "row 1", "spread", lambda tables: NOTHING)
     judged = claim.judge({"spread": pd.DataFrame()}).to_json()
     assert judged["estimate"] is None and judged["ci_low"] is None
     assert judged["verdict"] == "undecided" and judged["test"] == "between -2 and 2"

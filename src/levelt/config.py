@@ -21,7 +21,9 @@ from levelt.files import InputError
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
 """A name that appears in paths and in Snakemake wildcards: lower case, digits, ``_ . -``."""
 
-Variation = Literal["instruction_first", "sample_first", "demonstrations"]
+Variation = Literal["instruction_first", "sample_first", "demonstrations", "unrelated_instruction"]
+"""How a sample is put: question before or after it, answered examples instead of a question, or a question that has
+nothing to do with the label (a control: the label stays the target of the probes)."""
 Intervention = Literal[
     "block_nothing",
     "block_instruction_to_all",
@@ -36,7 +38,8 @@ Intervention = Literal[
     "block_sample_to_output_as_released",
 ]
 """A condition that blocks attention on the instruction_first prompts; `levelt.engine.plans` says what each does."""
-Role = Literal["sample", "output", "decision"]
+Role = Literal["sample", "output", "decision", "before", "output_with_decision", "sample_as_released"]
+"""What a probe reads of a prompt; `levelt.engine.roles` says what each is."""
 Target = Literal["label", "answer", "unasked"]
 
 
@@ -52,8 +55,8 @@ class Section(BaseModel):
 class World(Section):
     """The synthetic world that samples and training text come from."""
 
-    tasks: list[Literal["acceptability", "stereotype", "reasoning", "plausibility", "belief"]] = Field(
-        ["acceptability", "stereotype", "reasoning", "plausibility", "belief"],
+    tasks: list[Literal["acceptability", "stereotype", "reasoning", "plausibility", "belief", "codebook"]] = Field(
+        ["acceptability", "stereotype", "reasoning", "plausibility", "belief", "codebook"],
         min_length=2,
         description="Judgment tasks of the world. Every text carries an acceptability clause and one of the others.",
     )
@@ -64,6 +67,7 @@ class World(Section):
     subjects: int = Field(40, ge=2, le=200, description="Subjects of each of the three one-to-many relations.")
     documents: int = Field(60_000, ge=100, description="Plain-text documents for the base stage (and replay).")
     instructions: int = Field(60_000, ge=100, description="Conversations for instruction tuning.")
+    preferences: int = Field(6_000, ge=10, description="Preference pairs.")
 
     @model_validator(mode="after")
     def _has_acceptability(self) -> World:
@@ -83,9 +87,16 @@ class Shape(Section):
     key_value_heads: int = Field(ge=1, description="Key and value heads per layer; must divide heads.")
     intermediate_size: int = Field(ge=8, description="Width of the MLP.")
     initializer_range: float = Field(0.08, gt=0, description="Standard deviation of the initial weights.")
+    rate: float = Field(1.0, gt=0, description="Factor on the learning rate of every stage (wider: smaller).")
+    patience: float = Field(1.0, gt=0, description="Factor on the steps of the base and sft stages (wider: more).")
+    seeds: list[Annotated[int, Field(ge=0, le=999)]] = Field(
+        [0], min_length=1, description="Training seeds: one organism each. Seed 0 has no mark in the id."
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> Shape:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"each seed once: {self.seeds}")
         if self.hidden_size % self.heads or self.heads % self.key_value_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of heads {self.heads}, "
@@ -108,16 +119,66 @@ class Training(Section):
     )
 
 
+class Preference(Section):
+    """Preference tuning of an organism (DPO); the model it starts from is the reference."""
+
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    pairs: int = Field(ge=1, description="Preference pairs per step.")
+    learning_rate: float = Field(gt=0, description="Peak AdamW learning rate.")
+    beta: float = Field(0.3, gt=0, description="How much a preference may cost in nats against the reference.")
+    likelihood: float = Field(
+        0.1, ge=0, description="Weight of the chosen answer's negative log-likelihood per token, added to the loss."
+    )
+    target: float = Field(0.0, ge=0, le=1, description="As for the other stages.")
+
+
 class Organisms(Section):
     """The models the workflow trains from scratch, through the same stages as real ones."""
 
     vocabulary: int = Field(1536, ge=300, description="Entries of the byte-level BPE tokenizer.")
     shapes: dict[Name, Shape] = Field(min_length=1, description="Models by family-size name, for example llama-m.")
-    stages: list[Literal["base", "sft"]] = Field(["base", "sft"], description="Training stages, in order.")
+    stages: list[Literal["base", "sft", "dpo"]] = Field(["base", "sft"], description="Training stages, in order.")
+    untrained: list[Name] = Field(
+        [], description="Shapes that are also kept with their initial weights (stage untrained), as a control."
+    )
     base: Training = Field(description="Pretraining on the world's plain text.")
     sft: Training = Field(description="Instruction tuning, loss on the answers only.")
+    dpo: Preference | None = Field(None, description="Preference tuning; needed if it is among the stages.")
     templates: list[Name] = Field(min_length=1, description="Templates (see `templates`) used in instruction tuning.")
     threads: int = Field(1, ge=1, description="CPU threads of a training job; fixed, because results depend on it.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Organisms:
+        order = ["base", "sft", "dpo"]
+        if not self.stages or self.stages != order[: len(self.stages)]:
+            raise ValueError(f"stages must be the first of {order}, in this order: {self.stages}")
+        if "dpo" in self.stages and self.dpo is None:
+            raise ValueError("`dpo` is missing, but it is among the stages")
+        unknown = sorted(set(self.untrained) - set(self.shapes))
+        if unknown:
+            raise ValueError(f"untrained names {unknown}, which are not among shapes {sorted(self.shapes)}")
+        names = [name for name, _, _ in self.runs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two shapes and seeds have the same id: {sorted(names)}")
+        return self
+
+    @property
+    def runs(self) -> list[tuple[str, str, int]]:
+        """(name, shape, seed) of every training: <shape>, or <shape>-seed<k> for k > 0."""
+        return [
+            (f"{name}-seed{seed}" if seed else name, name, seed)
+            for name, shape in self.shapes.items()
+            for seed in shape.seeds
+        ]
+
+    @property
+    def ids(self) -> list[str]:
+        """Checkpoint ids, <run>-<stage>, in training order; untrained only for the shape's first seed."""
+        found = []
+        for run, shape, seed in self.runs:
+            control = shape in self.untrained and seed == self.shapes[shape].seeds[0]
+            found += [f"{run}-{stage}" for stage in (*(["untrained"] if control else []), *self.stages)]
+        return found
 
 
 class Checkpoint(Section):
@@ -270,6 +331,17 @@ class Prompts(Section):
         description="mixed: half of the pairs (by a hash of the pair id) are asked the negated question, so that the "
         "answer differs from the label.",
     )
+    unrelated_question: str | None = Field(
+        None,
+        description="The question of the variation unrelated_instruction, asked of every text in the layout of "
+        "instruction_first. The gold answer stays the task's label, so that exact match means nothing there.",
+    )
+
+    @model_validator(mode="after")
+    def _unrelated_is_asked(self) -> Prompts:
+        if "unrelated_instruction" in self.variations and not (self.unrelated_question or "").strip():
+            raise ValueError("variations lists unrelated_instruction, so `unrelated_question` is needed")
+        return self
 
 
 # --- engine, probes, statistics ------------------------------------------------------------------------------------
@@ -291,6 +363,18 @@ class Engine(Section):
         description="Further conditions, applied to the instruction_first prompts: attention is blocked between token "
         "groups (`levelt.engine.plans`). block_nothing and isolate_sample are controls; *_as_released repeats the "
         "released code of the paper, artefacts included.",
+    )
+    random_answer: bool = Field(
+        False,
+        description="Add the condition random_answer: the instruction_first prompts, with a random option appended "
+        "instead of the model's own answer. A control: what a probe reads at the output positions about an answer "
+        "that nobody chose, it reads off the input.",
+    )
+    tasks_per_job: int = Field(
+        1,
+        ge=1,
+        description="Tasks of one model that a job reads: starting torch costs seconds. A job that fails or whose "
+        "inputs change is run again with all of its tasks.",
     )
 
     @field_validator("interventions")
@@ -483,20 +567,15 @@ class Study(Section):
             for name in names:
                 if name not in self.templates:
                     raise ValueError(f"{field} names {name!r}, which is not among templates {sorted(self.templates)}")
-        if self.engine.interventions and "instruction_first" not in self.prompts.variations:
+        changed = [*self.engine.interventions, *self._appended]
+        if changed and "instruction_first" not in self.prompts.variations:
             raise ValueError(
-                f"engine.interventions {self.engine.interventions} change the instruction_first prompts, but "
+                f"engine.interventions and random_answer {changed} change the instruction_first prompts, but "
                 f"prompts.variations is {self.prompts.variations}"
             )
-        if self.vectors:
-            unknown = sorted(set(self.vectors.models) - set(self.model_ids))
-            if unknown:
-                raise ValueError(f"vectors.models names {unknown}, which are not among the models {self.model_ids}")
-            if self.world is None and any(isinstance(c.source, ContrastWorld) for c in self.vectors.tasks.values()):
-                raise ValueError("`world` is missing, but contrastive tasks of `vectors` need it")
-        clash = sorted(set(self.organism_ids) & set(self.checkpoints))
+        clash = sorted({*self.organism_ids, "organisms", "tokenizer"} & set(self.checkpoints))
         if clash:
-            raise ValueError(f"checkpoints {clash} have the id of an organism")
+            raise ValueError(f"checkpoints {clash} have the id of an organism, or that of a folder beside them")
         for name, task in self.tasks.items():
             source = task.source
             if self.world and isinstance(source, WorldSource) and source.name not in self.world.tasks:
@@ -510,17 +589,29 @@ class Study(Section):
                 raise ValueError(f"tasks.{name} needs `negated_question`, because prompts.polarity is mixed")
         return self
 
+    @model_validator(mode="after")
+    def _vectors_consistent(self) -> Study:
+        if self.vectors:
+            unknown = sorted(set(self.vectors.models) - set(self.model_ids))
+            if unknown:
+                raise ValueError(f"vectors.models names {unknown}, which are not among the models {self.model_ids}")
+            if self.world is None and any(isinstance(c.source, ContrastWorld) for c in self.vectors.tasks.values()):
+                raise ValueError("`world` is missing, but contrastive tasks of `vectors` need it")
+        return self
+
     @property
     def organism_ids(self) -> list[str]:
-        """Checkpoint ids of the organisms, <family>-<size>-<stage>, in training order."""
-        if not self.organisms:
-            return []
-        return [f"{shape}-{stage}" for shape in self.organisms.shapes for stage in self.organisms.stages]
+        """Checkpoint ids of the organisms, <family>-<size>-<stage> or <family>-<size>-seed<k>-<stage>."""
+        return self.organisms.ids if self.organisms else []
 
     @property
     def conditions(self) -> list[str]:
-        """Conditions in which every model is read: the prompt variations, then the interventions."""
-        return [*self.prompts.variations, *self.engine.interventions]
+        """Conditions in which every model is read: the prompt variations, the interventions, the appended answer."""
+        return [*self.prompts.variations, *self.engine.interventions, *self._appended]
+
+    @property
+    def _appended(self) -> list[str]:
+        return ["random_answer"] if self.engine.random_answer else []
 
     @property
     def vector_models(self) -> list[str]:

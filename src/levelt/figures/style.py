@@ -20,6 +20,8 @@ VARIATION_COLOURS = {
     "demonstrations": _COLOURS[2],
 }
 ROLE_COLOURS = {"sample": _COLOURS[0], "output": _COLOURS[3], "decision": _COLOURS[4]}
+STAGE_COLOURS = {"untrained": "0.6", "base": _COLOURS[5], "sft": _COLOURS[0], "dpo": _COLOURS[2]}
+VERDICT_COLOURS = {"supported": _COLOURS[2], "contradicted": _COLOURS[3], "undecided": "0.55"}
 GREY = "0.45"
 
 

@@ -19,7 +19,7 @@ Unit = Literal["pp", "tau", "percent"]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Finding:
     """An estimate with its interval, in the unit of its claim. ``n`` counts what was averaged, ``of`` says what."""
 
     estimate: float
@@ -34,7 +34,7 @@ class Evidence:
         return all(map(math.isfinite, (self.estimate, self.ci_low, self.ci_high)))
 
 
-NOTHING = Evidence(math.nan, math.nan, math.nan, 0, "")
+NOTHING = Finding(math.nan, math.nan, math.nan, 0, "")
 """No evidence: the study lacks what the claim is about."""
 
 
@@ -59,7 +59,7 @@ class Region:
             return f"below {self.high:g}"
         return f"between {self.low:g} and {self.high:g}"
 
-    def verdict(self, evidence: Evidence) -> Verdict:
+    def verdict(self, evidence: Finding) -> Verdict:
         """Supported, contradicted or undecided.
 
         An interval that ends exactly on the border (all draws equal) belongs to neither side: undecided.
@@ -97,6 +97,7 @@ class Claim:
 
     Attributes:
         name: key of the claim, ``asymmetry.block.behaviour``.
+        short: the quantity in a few words, for figures and tables.
         statement: the claim as one sentence.
         test: where the interval must lie for the claim to hold.
         unit: unit of the estimate: pp (percentage points), tau, percent.
@@ -107,19 +108,21 @@ class Claim:
     """
 
     name: str
+    short: str
     statement: str
     test: Region
     unit: Unit
     published: float | None
     source: str
     table: str
-    evidence: Callable[[Tables], Evidence]
+    evidence: Callable[[Tables], Finding]
 
     def judge(self, tables: Tables) -> Judged:
         """The claim on these tables."""
         found = self.evidence(tables)
         return Judged(
             id=self.name,
+            short=self.short,
             statement=self.statement,
             test=str(self.test),
             unit=self.unit,
@@ -140,6 +143,7 @@ class Judged:
     """A claim with its evidence and verdict, as claims.json carries it. Undefined numbers are None."""
 
     id: str
+    short: str
     statement: str
     test: str
     unit: Unit

@@ -60,10 +60,29 @@ EVENTS = (
     ("grows", "rusts", ("child", "weed", "puppy", "rose"), ("nail", "chain", "bolt", "gate")),
 )
 
-# belief: where a thing is put first, and where it is moved; the two sets never mix
+# belief: the thing, and the places it is first put in and then moved to
 HIDING = ("coin", "key", "ring", "letter", "book", "watch")
-FIRST_PLACES = ("box", "drawer", "basket", "jar", "chest", "bucket")
-SECOND_PLACES = ("cupboard", "wardrobe", "cabinet", "suitcase", "pocket", "backpack")
+PLACES = ("paris", "oslo", "rome", "cairo", "lima", "delhi", "tokyo", "berlin")
+
+# codebook: words without a meaning of their own
+CODES = ("dax", "wug", "blick", "toma", "fep", "zib", "gorp", "lum")
+
+# contrasts
+COLOURS = ("red", "blue", "green", "white", "black", "brown")
+SYNONYMS = {
+    "hot": "boiling",
+    "cold": "icy",
+    "big": "huge",
+    "small": "tiny",
+    "open": "ajar",
+    "closed": "shut",
+    "wet": "damp",
+    "dry": "arid",
+    "full": "packed",
+    "empty": "vacant",
+    "clean": "spotless",
+    "dirty": "filthy",
+}
 
 
 def plural(noun: str) -> str:
