@@ -530,10 +530,15 @@ class Vectors(Section):
 
 
 class Statistics(Section):
-    """Intervals."""
+    """Intervals, tests and means."""
 
-    draws: int = Field(2000, ge=100, description="Bootstrap draws over groups (pairs).")
+    draws: int = Field(2000, ge=100, description="Bootstrap draws and sign flips over groups (pairs).")
     level: float = Field(0.95, gt=0.5, lt=1, description="Level of the intervals.")
+    control_tasks: list[str] = Field(
+        ["codebook"],
+        description="Tasks that are controls of the method: they have rows of their own in every table, and are kept "
+        "out of means over tasks and of correlations. A task that the study lacks is ignored.",
+    )
 
 
 class Study(Section):

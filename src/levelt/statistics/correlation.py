@@ -36,21 +36,8 @@ def weighted_tau(x: npt.ArrayLike, y: npt.ArrayLike, weights: npt.ArrayLike) -> 
     (x, y) are merged first, so the cost grows with the number of distinct values and not with the number of rows.
     A draw in which x or y is constant gives nan.
     """
-    points = np.column_stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)])
-    unique, inverse = np.unique(points, axis=0, return_inverse=True)
-    rows_of_point = np.zeros((len(points), len(unique)))
-    rows_of_point[np.arange(len(points)), inverse.ravel()] = 1.0
-    merged = np.asarray(weights, dtype=np.float64) @ rows_of_point
-    sign_x = np.sign(unique[:, 0][:, None] - unique[:, 0][None, :])
-    sign_y = np.sign(unique[:, 1][:, None] - unique[:, 1][None, :])
-
-    def total(kernel: Floats) -> Floats:
-        value: Floats = np.einsum("ki,ki->k", merged @ kernel, merged)
-        return value
-
-    with np.errstate(invalid="ignore", divide="ignore"):
-        tau: Floats = total(sign_x * sign_y) / np.sqrt(total(sign_x**2) * total(sign_y**2))
-    return tau
+    counts = np.asarray(weights, dtype=np.float64)
+    return _grouped_tau(x, y, np.arange(counts.shape[1]), counts)
 
 
 def kendall(x: npt.ArrayLike, y: npt.ArrayLike, codes: npt.ArrayLike, draws: Floats, level: float) -> Correlation:
@@ -61,14 +48,33 @@ def kendall(x: npt.ArrayLike, y: npt.ArrayLike, codes: npt.ArrayLike, draws: Flo
     first, second, group = np.asarray(x, dtype=float), np.asarray(y, dtype=float), np.asarray(codes)
     constant = [name for name, values in (("x", first), ("y", second)) if np.ptp(values) == 0]
     # the data, the bootstrap, and the data without each group in turn, in one call
-    left_out = 1.0 - np.eye(draws.shape[1])
-    taus = weighted_tau(first, second, np.vstack([np.ones((1, draws.shape[1])), draws, left_out])[:, group])
+    clusters = draws.shape[1]
+    taus = _grouped_tau(first, second, group, np.vstack([np.ones((1, clusters)), draws, 1.0 - np.eye(clusters)]))
     tau, resampled, jackknife = taus[0], taus[1 : 1 + len(draws)], taus[1 + len(draws) :]
     influence = np.nan_to_num(np.nanmean(jackknife) - jackknife) if np.isfinite(jackknife).any() else 0 * jackknife
     low, high = bca_interval(resampled[:, None], [tau], influence[:, None], level)
     reason = f"{' and '.join(constant)} constant" if constant else ""
     groups = len(np.unique(group))
     return Correlation(float(tau), float(low[0]), float(high[0]), len(first), groups, reason, resampled, influence)
+
+
+def _grouped_tau(x: npt.ArrayLike, y: npt.ArrayLike, codes: npt.ArrayLike, weights: Floats) -> Floats:
+    """Tau-b of the data in which each row of group g occurs ``weights[k, g]`` times, for each draw k: array [draws]."""
+    points = np.column_stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)])
+    unique, inverse = np.unique(points, axis=0, return_inverse=True)
+    rows_of_point = np.zeros((weights.shape[1], len(unique)))
+    np.add.at(rows_of_point, (np.asarray(codes), inverse.ravel()), 1.0)
+    merged = weights @ rows_of_point
+    sign_x = np.sign(unique[:, 0][:, None] - unique[:, 0][None, :])
+    sign_y = np.sign(unique[:, 1][:, None] - unique[:, 1][None, :])
+
+    def total(kernel: Floats) -> Floats:
+        value: Floats = np.einsum("ki,ki->k", merged @ kernel, merged)
+        return value
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tau: Floats = total(sign_x * sign_y) / np.sqrt(total(sign_x**2) * total(sign_y**2))
+    return tau
 
 
 def cronbach_alpha(items: npt.ArrayLike) -> float:

@@ -16,8 +16,9 @@ from levelt.statistics.resampling import Floats
 
 Alternative = Literal["two-sided", "greater", "less"]
 
-SLACK = 1e-9
-"""Relative: statistics this close to each other count as equal, because their sums are rounded in different orders."""
+SLACK = 1e-6
+"""Relative: statistics this close to each other count as equal, since single-precision sums of the same differences in
+another order are; counting them as larger would make discrete data look more significant than they are."""
 
 
 def sign_flips(groups: int, draws: int, generator: np.random.Generator) -> Floats:

@@ -33,15 +33,16 @@ def percentile_interval(draws: npt.ArrayLike, level: float) -> tuple[Floats, Flo
     """Percentile interval over the first axis of bootstrap values [draws, ...]; undefined (nan) draws are left out."""
     tail = (1 - level) / 2
     values = np.asarray(draws, dtype=np.float64)
-    missing = np.isnan(values)
-    low, high = np.full((2, *values.shape[1:]), np.nan)
+    flat = values.reshape(len(values), -1)
+    missing = np.isnan(flat)
+    low, high = np.full((2, flat.shape[1]), np.nan)
     whole = ~missing.any(axis=0)
     if whole.any():
-        low[whole], high[whole] = np.quantile(values[:, whole], [tail, 1 - tail], axis=0)
+        low[whole], high[whole] = np.quantile(flat[:, whole], [tail, 1 - tail], axis=0)
     some = ~whole & ~missing.all(axis=0)
     if some.any():  # column by column inside numpy, many times slower
-        low[some], high[some] = np.nanquantile(values[:, some], [tail, 1 - tail], axis=0)
-    return low, high
+        low[some], high[some] = np.nanquantile(flat[:, some], [tail, 1 - tail], axis=0)
+    return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
 
 
 def bca_interval(
