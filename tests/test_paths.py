@@ -147,7 +147,7 @@ def test_edges_of_a_layer_and_what_stays_are_the_whole(family: str):
     states, read = spread(network), backward(network, TARGET)
     totals = source_totals(network, states)[:, TARGET]
     for source in (0, 3):
-        edges = edge_totals(network, read, states, source)
+        edges = edge_totals(network, read, states, [source])
         for layer in range(3):
             weights = at.layers[layer].weights
             closed = replace(at.layers[layer], weights=torch.zeros_like(weights))

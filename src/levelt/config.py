@@ -515,6 +515,11 @@ class Vectors(Section):
         "released); short_prompt: at its first token; filler_query: at the filler.",
     )
     order: Literal[1, 2, 3] = Field(2, description="Most layers patched together: pairs, or triples too.")
+    tokens: Literal["last", "singles", "tuples"] = Field(
+        "singles",
+        description="Vectors of which instruction tokens are patched in: the last one only, the others too at single "
+        "layers, or all of them at all tuples of layers (in the first receiver).",
+    )
     top: int = Field(
         10, ge=1, description="How many of the strongest pairs of one half of the queries are tested on the other."
     )

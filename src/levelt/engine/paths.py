@@ -183,15 +183,15 @@ def _pulled(function: Any, inputs: tuple[Tensor, ...], cotangent: Any) -> tuple[
 
 @torch.no_grad()
 def edge_totals(
-    network: Network, read: Backward, states: Sequence[Tensor], source: int | None = None
+    network: Network, read: Backward, states: Sequence[Tensor], sources: Sequence[int] | None = None
 ) -> Float[Tensor, "layers heads query key"]:
-    """What all paths through each head's edge (those of one source, or of all) put into the logit of ``read``.
+    """What all paths through each head's edge (those of some source tokens, or of all) put into the logit of ``read``.
 
-    Without a source, what travels includes the biases' paths, but not the value bias that starts at the edge itself.
+    Without sources, what travels includes the biases' paths, but not the value bias that starts at the edge itself.
     """
     found = []
     for index, layer in enumerate(network.frozen.layers):
-        x = states[index].sum(0) if source is None else states[index][source]
+        x = (states[index] if sources is None else states[index][list(sources)]).sum(0)
         values = layer.values(x, torch.arange(len(x), device=x.device))
         found.append(network.weights(index) * torch.einsum("qhw,khw->hqk", read.heads[index], values))
     return torch.stack(found)

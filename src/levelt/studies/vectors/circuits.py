@@ -15,7 +15,8 @@ permuted: two instructions on the same half, the heads of a layer permuted in ea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,11 +29,19 @@ from levelt.statistics.resampling import Floats, cluster_draws, mean_interval, p
 COMPARISONS = ("instructions", "other_queries", "rephrased", "permuted")
 
 
-def head_maps(heads: pd.DataFrame, task: str, mode: str, keys: int, measure: str) -> dict[tuple[str, int], Floats]:
-    """[samples, layers, heads] by instruction and wording, of the samples that have a map in every one of them."""
-    chosen = heads[
-        (heads["task"] == task) & (heads["mode"] == mode) & (heads["keys"] == keys) & (heads["measure"] == measure)
-    ]
+PLAN = ["task", "mode", "keys", "source", "measure"]
+"""What a set of head maps is told by."""
+
+
+def head_maps(heads: pd.DataFrame, plan: Sequence[Any]) -> dict[tuple[str, int], Floats]:
+    """[samples, layers, heads] by instruction and wording, of the samples that have a map in every one of them.
+
+    Args:
+        heads: of one model.
+        plan: values of `PLAN`.
+    """
+    chosen = heads[np.logical_and.reduce([heads[column] == value for column, value in zip(PLAN, plan, strict=True)])]
+    measure = plan[-1]
     maps: dict[tuple[str, int], Floats] = {}
     samples = np.unique(chosen["sample"])
     places = chosen[["instruction_id", "wording"]].drop_duplicates()
@@ -91,18 +100,17 @@ def circuits_table(heads: pd.DataFrame, statistics: Statistics, seed: int, split
     """Distances by layer, for every task, mode, number of keys and measure.
 
     Returns:
-        task, mode, keys, measure, comparison, layer, n (queries), distance, ci_low, ci_high (percentiles over halves),
-        excess (mean over halves of: instructions minus this null), excess_low, excess_high, p, p_holm (exchange test
-        of the instructions, over layers; missing for the nulls).
+        task, mode, keys, source, measure, comparison, layer, n (queries), distance, ci_low, ci_high (percentiles
+        over halves), excess (mean over halves of: instructions minus this null), excess_low, excess_high, p, p_holm
+        (exchange test of the instructions, over layers; missing for the nulls).
     """
     rows = []
-    plans = heads[heads["wording"] == 0][["task", "mode", "keys", "measure"]].drop_duplicates()
-    for task, mode, keys, measure in plans.itertuples(index=False):
-        maps = head_maps(heads, task, mode, keys, measure)
+    for plan in heads[heads["wording"] == 0][PLAN].drop_duplicates().itertuples(index=False):
+        maps = head_maps(heads, plan)
         count = min((len(values) for values in maps.values()), default=0)
         if count < 4:
             continue
-        drawn = generator(seed, "vectors", "circuits", task, mode, int(keys), measure)
+        drawn = generator(seed, "vectors", "circuits", *map(str, plan))
         found = compare(maps, splits, drawn)
         one, other = sorted({name for name, _ in maps})
         p = exchange_test(maps[one, 0], maps[other, 0], statistics.draws, drawn)
@@ -114,10 +122,7 @@ def circuits_table(heads: pd.DataFrame, statistics: Statistics, seed: int, split
             rows.append(
                 pd.DataFrame(
                     {
-                        "task": task,
-                        "mode": mode,
-                        "keys": keys,
-                        "measure": measure,
+                        **dict(zip(PLAN, plan, strict=True)),
                         "comparison": comparison,
                         "layer": np.arange(values.shape[1]) + 1,
                         "n": count,
@@ -132,7 +137,7 @@ def circuits_table(heads: pd.DataFrame, statistics: Statistics, seed: int, split
                     }
                 )
             )
-    columns = ["task", "mode", "keys", "measure", "comparison", "layer", "n", "distance", "ci_low", "ci_high"]
+    columns = [*PLAN, "comparison", "layer", "n", "distance", "ci_low", "ci_high"]
     columns += ["excess", "excess_low", "excess_high", "p", "p_holm"]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
@@ -141,27 +146,23 @@ def activity_table(heads: pd.DataFrame, statistics: Statistics, seed: int) -> pd
     """Mean head maps with intervals over queries.
 
     Returns:
-        task, instruction_id, wording, mode, keys, measure, layer, head, n, mean, ci_low, ci_high.
+        task, mode, keys, source, measure, instruction_id, wording, layer, head, n, mean, ci_low, ci_high.
     """
     rows = []
-    plans = heads[["task", "mode", "keys", "measure"]].drop_duplicates()
-    for task, mode, keys, measure in plans.itertuples(index=False):
-        for (instruction, wording), values in head_maps(heads, task, mode, keys, measure).items():
+    for plan in heads[PLAN].drop_duplicates().itertuples(index=False):
+        for (instruction, wording), values in head_maps(heads, plan).items():
             count, layers, width = values.shape
             if count < 2:
                 continue
-            draws = cluster_draws(count, statistics.draws, generator(seed, "vectors", "activity", task))
+            draws = cluster_draws(count, statistics.draws, generator(seed, "vectors", "activity", plan[0]))
             mean, low, high = mean_interval(values.reshape(count, -1), np.arange(count), draws, statistics.level)
             layer, head = np.indices((layers, width))
             rows.append(
                 pd.DataFrame(
                     {
-                        "task": task,
+                        **dict(zip(PLAN, plan, strict=True)),
                         "instruction_id": instruction,
                         "wording": wording,
-                        "mode": mode,
-                        "keys": keys,
-                        "measure": measure,
                         "layer": layer.ravel() + 1,
                         "head": head.ravel(),
                         "n": count,
@@ -171,8 +172,7 @@ def activity_table(heads: pd.DataFrame, statistics: Statistics, seed: int) -> pd
                     }
                 )
             )
-    columns = ["task", "instruction_id", "wording", "mode", "keys", "measure", "layer", "head", "n"]
-    columns += ["mean", "ci_low", "ci_high"]
+    columns = [*PLAN, "instruction_id", "wording", "layer", "head", "n", "mean", "ci_low", "ci_high"]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 
@@ -180,14 +180,14 @@ def robustness_table(heads: pd.DataFrame) -> pd.DataFrame:
     """How the activity maps of one key and of one more per head agree.
 
     Returns:
-        task, instruction_id, keys, more_keys, n (heads of all layers), spearman (of mean activities), jaccard (of the
-        heads that are active in more than 0.3 of the paths).
+        task, source, instruction_id, keys, more_keys, n (heads of all layers), spearman (of mean activities), jaccard
+        (of the heads that are active in more than 0.3 of the paths).
     """
     from scipy.stats import spearmanr
 
     rows = []
     activities = heads[(heads["mode"] == "exact") & (heads["measure"] == "activity") & (heads["wording"] == 0)]
-    for (task, instruction), part in activities.groupby(["task", "instruction_id"], sort=False):
+    for (task, source, instruction), part in activities.groupby(["task", "source", "instruction_id"], sort=False):
         means = part.pivot_table(index=["layer", "head"], columns="keys", values="value")
         if means.shape[1] != 2 or means.isna().any(axis=None):
             continue
@@ -197,6 +197,7 @@ def robustness_table(heads: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "task": task,
+                "source": source,
                 "instruction_id": instruction,
                 "keys": fewer,
                 "more_keys": more,
@@ -205,5 +206,5 @@ def robustness_table(heads: pd.DataFrame) -> pd.DataFrame:
                 "jaccard": float((active[fewer] & active[more]).sum() / union) if union else np.nan,
             }
         )
-    columns = ["task", "instruction_id", "keys", "more_keys", "n", "spearman", "jaccard"]
+    columns = ["task", "source", "instruction_id", "keys", "more_keys", "n", "spearman", "jaccard"]
     return pd.DataFrame(rows, columns=columns)

@@ -8,6 +8,7 @@ lead after the full prompt.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from levelt.studies.vectors.cases import Case, final_logits, instruction_states
 
 LAYERS = ["first", "second", "third"]
 """Columns of a cell's layers, from 1 (the layer behind which the residual is replaced); 0: no such layer."""
-KEYS = ["task", "instruction_id", "receiver"]
+KEYS = ["task", "instruction_id", "receiver", "token"]
 
 
 def patch_case(decoder: Decoder, case: Case, settings: Vectors, batch_tokens: int) -> pd.DataFrame:
@@ -36,7 +37,8 @@ def patch_case(decoder: Decoder, case: Case, settings: Vectors, batch_tokens: in
     Returns:
         task, instruction_id, receiver, token (of the instruction, from its last: 0, -1, ...), first, second, third,
         sample, effect, to_full (patched minus full prompt), other_effect, reciprocal_rank (change), gap (change).
-        Token 0 has all tuples of layers; earlier tokens of the instruction single layers, in the first receiver only.
+        Token 0 has all tuples of layers; earlier tokens of the instruction what ``settings.tokens`` says, in the first
+        receiver only.
     """
     full = [final_logits(decoder, side.prompts, batch_tokens) for side in case.sides]
     states = [instruction_states(decoder, case, side, [0])[0][:, 1:] for side in case.sides]
@@ -45,11 +47,12 @@ def patch_case(decoder: Decoder, case: Case, settings: Vectors, batch_tokens: in
         last = torch.stack([state[-1] for state in states])
         grid = _grid(decoder, case, kind, full, last, settings.order, batch_tokens)
         frames += [_effects(case, kind, side, 0, grid, side, full) for side in (0, 1)]
-        if kind != settings.receivers[0]:
+        if kind != settings.receivers[0] or settings.tokens == "last":
             continue
         for side, state in enumerate(states):
             if len(state) > 1:
-                earlier = _grid(decoder, case, kind, full, state[:-1], 1, batch_tokens)
+                order = settings.order if settings.tokens == "tuples" else 1
+                earlier = _grid(decoder, case, kind, full, state[:-1], order, batch_tokens)
                 frames += [
                     _effects(case, kind, side, at - len(state) + 1, earlier, at, full) for at in range(len(state) - 1)
                 ]
@@ -117,37 +120,37 @@ def patching_table(effects: pd.DataFrame, statistics: Statistics, seed: int) -> 
     """
     table = effects.assign(specific=effects["effect"] - effects["other_effect"])
     rows = []
-    for key, part in table.groupby([*KEYS, "token"], sort=False):
+    for key, part in table.groupby(KEYS, sort=False):
         cells = part[LAYERS].drop_duplicates()
         count = part["sample"].nunique()
         draws = cluster_draws(count, statistics.draws, generator(seed, "vectors", "patching", str(key[0])))
         for measure in [*MEASURES, "specific"]:
             values = part[measure].to_numpy().reshape(count, len(cells))
             mean, low, high = mean_interval(values, np.arange(count), draws, statistics.level)
-            named = _named([*KEYS, "token"], key, cells)
+            named = _named(KEYS, key, cells)
             rows.append(named.assign(measure=measure, n=count, mean=mean, ci_low=low, ci_high=high))
     found = pd.concat(rows, ignore_index=True)
-    return found[[*KEYS, "token", *LAYERS, "measure", "n", "mean", "ci_low", "ci_high"]]
+    return found[[*KEYS, *LAYERS, "measure", "n", "mean", "ci_low", "ci_high"]]
 
 
 def interaction_table(effects: pd.DataFrame, statistics: Statistics, top: int, seed: int) -> pd.DataFrame:
     """Do two (or three) layers together do more than the sum of what each does? One row per tuple.
 
     I = f(ij) - f(i) - f(j) per query, for three layers by inclusion and exclusion. p: one-sided sign flips of I over
-    queries (I > 0); p_holm: over all tuples of the same task, instruction, receiver and size. Queries are also split in
-    halves: the ``top`` strongest tuples of one half are tested on the other (selected, p_selected, corrected among
-    themselves). A tuple whose last layer cannot reach the answer (behind the last layer, away from the last position)
-    is no test: its interaction is exactly zero, and it is left out.
+    queries (I > 0); p_holm: over all tuples of the same task, instruction, receiver, token and size. Queries are also
+    split in halves: the ``top`` strongest tuples of one half are tested on the other (selected, p_selected, corrected
+    among themselves). A tuple whose last layer cannot reach the answer (behind the last layer, away from the last
+    position) is no test: its interaction is exactly zero, and it is left out.
 
     As released (`released_*`): share of queries with f(ij) >= f(i) + f(j), and the p-value of the t-test of these
     truth values against 50, over the ten strongest cells, singles (i, i) among them.
 
     Returns:
-        task, instruction_id, receiver, first, second, third, n, effect, sum_of_singles, interaction, ci_low, ci_high,
-        p, p_holm, selected, p_selected, released_share, released_p, released_top.
+        task, instruction_id, receiver, token, first, second, third, n, effect, sum_of_singles, interaction, ci_low,
+        ci_high, p, p_holm, selected, p_selected, released_share, released_p, released_top.
     """
     frames = []
-    for key, part in effects[effects["token"] == 0].groupby(KEYS, sort=False):
+    for key, part in effects.groupby(KEYS, sort=False):
         count = part["sample"].nunique()
         wide = part.pivot(index="sample", columns=LAYERS, values="effect")
         names: dict[Cell, int] = {
@@ -197,7 +200,8 @@ def _tested(
         p_selected[strongest] = holm(_greater(interaction[~half][:, strongest], statistics.draws, drawn))
     boolean = together >= alone
     # the released test (its expected share is 50, not 0.5), which says "significant" whatever the data are
-    with np.errstate(all="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of shares that are all equal
         released = np.array([stats.ttest_1samp(column, 50.0).pvalue for column in boolean.T.astype(float)])
     pool = np.concatenate([together.mean(0), [values[:, names[cell]].mean() for cell in names if len(cell) == 1]])
     ten = np.sort(pool)[::-1][: min(10, len(pool))][-1]

@@ -94,7 +94,10 @@ def _shuffled(labels: np.ndarray, groups: np.ndarray, drawn: np.random.Generator
 def _hits(method: str, features: Floats, labels: np.ndarray, fold: np.ndarray | None) -> Floats:
     """Whether each row is classified rightly: by a model that has not seen its fold, or (None) by one that has."""
     if fold is None:
-        return np.asarray(_model(method, len(labels), True).fit(features, labels).predict(features) == labels, float)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # vectors that are all the same (embeddings) have no variance to explain
+            fitted = _model(method, len(labels), True).fit(features, labels)
+        return np.asarray(fitted.predict(features) == labels, float)
     hits = np.zeros(len(labels))
     for number in np.unique(fold):
         train, test = fold != number, fold == number

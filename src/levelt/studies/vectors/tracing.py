@@ -26,7 +26,7 @@ from levelt.engine.paths import (
 )
 from levelt.models.loading import Decoder
 from levelt.randomness import generator
-from levelt.statistics.resampling import cluster_draws, mean_interval
+from levelt.statistics.resampling import Floats, cluster_draws, mean_interval
 from levelt.studies.vectors.cases import Case, rephrased
 from levelt.studies.vectors.prompts import Prompt
 
@@ -43,9 +43,10 @@ class Traced:
     tokens: per prompt, mode and source token: sample, position, from_last (position minus that of the last instruction
         token), group, paths (all there are), high (those whose answer ranks high; missing if there were too many to
         enumerate), total (the answer's logit from all of the token's paths).
-    heads: per prompt, mode, layer and head: value. Measure ``activity``: share of the high-ranking paths from the last
-        instruction token that use the head (missing without such paths); ``flow`` (mode exact): what all of that
-        token's paths through the head put into the answer's logit.
+    heads: per prompt, mode, source (instruction_last: the last instruction token; instruction: all of them), layer and
+        head: value. Measure ``activity``: share of the high-ranking paths from the source that use the head (missing
+        without such paths); ``flow`` (mode exact): what all of the source's paths through the head put into the
+        answer's logit.
     sums: per prompt and mode: error (largest difference between the logits summed over all paths and the model's,
         relative to the largest), cosine and norm_ratio of the two.
     """
@@ -83,7 +84,9 @@ def _trace(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     network = Network.of(frozen, mode, keys)
     length = len(prompt.input_ids)
-    last = prompt.groups["instruction"].stop - 1
+    span = prompt.groups["instruction"]
+    last = span.stop - 1
+    sources = {"instruction_last": [last], "instruction": list(range(span.start, span.stop))}
     counts = path_counts(network).numpy()
     # totals over every path there is, not only those along strongest keys
     whole = Network.of(frozen, "exact", None) if mode == "exact" else network
@@ -104,24 +107,24 @@ def _trace(
             "total": read.sources.numpy(),
         }
     )
-    values: dict[str, np.ndarray] = {}
-    if paths is not None:
-        used = paths.tokens[(paths.rank <= settings.rank) & (paths.tokens[:, 0] == last)]
-        shape = network.masks.shape[:2]
-        values["activity"] = activity(network, used).numpy() if len(used) else np.full(shape, np.nan)
-    if mode == "exact":
-        states = spread(whole)
-        values["flow"] = edge_totals(whole, read, states, last).sum((2, 3)).numpy()
+    values: dict[tuple[str, str], np.ndarray] = {}
+    states = spread(whole) if mode == "exact" else None
+    for name, places in sources.items():
+        if paths is not None:
+            used = paths.tokens[(paths.rank <= settings.rank) & torch.isin(paths.tokens[:, 0], torch.tensor(places))]
+            shape = network.masks.shape[:2]
+            values[name, "activity"] = activity(network, used).numpy() if len(used) else np.full(shape, np.nan)
+        if states is not None:
+            values[name, "flow"] = edge_totals(whole, read, states, places).sum((2, 3)).numpy()
     return tokens, _heads(values)
 
 
-def _heads(values: dict[str, np.ndarray]) -> pd.DataFrame:
+def _heads(values: dict[tuple[str, str], np.ndarray]) -> pd.DataFrame:
     frames = []
-    for measure, table in values.items():
+    for (source, measure), table in values.items():
         layer, head = np.indices(table.shape)
-        frames.append(
-            pd.DataFrame({"measure": measure, "layer": layer.ravel() + 1, "head": head.ravel(), "value": table.ravel()})
-        )
+        numbers = {"layer": layer.ravel() + 1, "head": head.ravel(), "value": table.ravel()}
+        frames.append(pd.DataFrame({"source": source, "measure": measure, **numbers}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -163,6 +166,7 @@ def paths_table(tokens: pd.DataFrame, statistics: Statistics, seed: int) -> pd.D
     """
     table = tokens.assign(share=tokens["high"] / tokens["paths"].where(tokens["paths"] > 0))
     rows = []
+    drawn: dict[tuple[str, int], Floats] = {}
     for key, part in table.groupby([*PLACE, "from_last"], sort=False):
         head = dict(zip([*PLACE, "from_last"], key, strict=True))
         group = part["group"].mode().iloc[0]
@@ -170,8 +174,10 @@ def paths_table(tokens: pd.DataFrame, statistics: Statistics, seed: int) -> pd.D
             values = part[measure].dropna().to_numpy()
             if len(values) < 2:
                 continue
-            draws = cluster_draws(len(values), statistics.draws, generator(seed, "vectors", "paths", str(key[0])))
-            mean, low, high = mean_interval(values[:, None], np.arange(len(values)), draws, statistics.level)
+            which = str(key[0]), len(values)
+            if which not in drawn:
+                drawn[which] = cluster_draws(len(values), statistics.draws, generator(seed, "vectors", "paths", *which))
+            mean, low, high = mean_interval(values[:, None], np.arange(len(values)), drawn[which], statistics.level)
             rows.append(
                 head
                 | {"group": group, "n": len(values), "paths": part["paths"].mean(), "measure": measure}
