@@ -33,3 +33,4 @@ rule all:
         report=rules.report.output.pdf,
         figures=collect(rules.figure.output, figure=FIGURES),
         tables=rules.tables.output,
+        cards=collect(rules.evaluate.output, organism=ORGANISMS),

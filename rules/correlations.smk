@@ -5,7 +5,7 @@ rule tables:
     """All tables of the study, from the behaviour and probe results of every model and task."""
     input:
         manifests=expand(f"{DATA}/models/{{model}}/manifest.json", model=MODELS),
-        behaviour=expand(rules.read.output.behaviour, model=MODELS, task=TASKS),
+        behaviour=expand(BEHAVIOUR, model=MODELS, task=TASKS),
         probes=expand(rules.probe.output.probes, model=MODELS, task=TASKS),
         hits=expand(rules.probe.output.hits, model=MODELS, task=TASKS),
         code=code("tables"),

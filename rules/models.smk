@@ -176,6 +176,36 @@ rule align:
         " --samples {input.samples} --out {params.folder} 2> {log}"
 
 
+rule evaluate:
+    """What one organism can do on held-out texts: its table of accuracies and its card."""
+    input:
+        manifest=f"{DATA}/models/{{organism}}/manifest.json",
+        weights=ancient(f"{DATA}/models/{{organism}}/model.safetensors"),
+        samples=rules.world.output.samples,
+        contrasts=rules.world.output.contrasts,
+        summary=rules.world.output.summary,
+        code=code("evaluate"),
+    output:
+        table=f"{DATA}/organisms/{{organism}}.csv",
+        card=f"{DATA}/organisms/{{organism}}.json",
+    log:
+        f"{LOGS}/evaluate/{{organism}}.log",
+    benchmark:
+        f"{BENCHMARKS}/evaluate/{{organism}}.tsv"
+    wildcard_constraints:
+        organism="|".join(ORGANISMS) or "none",
+    threads: TRAINING_THREADS
+    params:
+        settings=settings(
+            "seed", "world", "templates", "organisms.templates", "organisms.threads", "prompts", "statistics"
+        ),
+    message:
+        "examining {wildcards.organism}"
+    shell:
+        "levelt evaluate --settings {params.settings:q} --model-manifest {input.manifest} --samples {input.samples}"
+        " --contrasts {input.contrasts} --summary {input.summary} --out {output.table} --card {output.card} 2> {log}"
+
+
 rule checkpoint:
     """A checkpoint that already exists: checked, and its files hashed. Weights are not copied."""
     input:

@@ -57,7 +57,7 @@ def test_every_masking_differs_from_its_correction() -> None:
 
 
 def test_mean_over_tasks_adds_squared_half_widths() -> None:
-    row = {"model": "m", "task": "a", "defect": "trainer", "quantity": "q", "role": "sample", "block": "", "n": 10}
+    row = {"model": "m", "task": "a", "defect": "trainer", "quantity": "q", "block": "", "n": 10}
     row |= {"corrected": 1.0, "released": 0.8, "difference": -0.2, "ci_low": -0.3, "ci_high": -0.1}
     other = row | {"task": "b", "difference": 0.0, "ci_low": -0.1, "ci_high": 0.1}
     table = audit_table([pd.DataFrame([row]), pd.DataFrame([other])])

@@ -616,7 +616,7 @@ def test_command_loads_the_saved_tokenizer_and_writes_the_same_bytes_twice(tmp_p
     }
     digests = set()
     for name in ("a.parquet", "b.parquet"):
-        arguments = ["prompts", "--settings", json.dumps(values), "--model-manifest", str(tmp_path / "manifest.json")]
+        arguments = ["prompts", "--settings", json.dumps(values), "--tokenizer", str(tmp_path / "manifest.json")]
         arguments += ["--task", "t", "--samples", str(tmp_path / "samples.parquet"), "--out", str(tmp_path / name)]
         assert main(arguments) == 0
         digests.add(sha256(tmp_path / name))
@@ -624,6 +624,8 @@ def test_command_loads_the_saved_tokenizer_and_writes_the_same_bytes_twice(tmp_p
     variations = ["instruction_first", "sample_first", "demonstrations"]
     expected = render(table_of(*sentences(8)), kind, variations=variations)
     assert from_table(pd.read_parquet(tmp_path / "a.parquet")) == expected
+    arguments[arguments.index("--tokenizer") + 1] = str(tmp_path / "model")  # the folder alone says the same
+    assert main(arguments) == 0 and sha256(tmp_path / "b.parquet") in digests
 
 
 def test_manifests_that_lead_nowhere(tmp_path):
@@ -638,7 +640,7 @@ def test_manifests_that_lead_nowhere(tmp_path):
 
 
 def test_missing_inputs_are_named(tmp_path, capsys):
-    arguments = ["--settings", "{}", "--model-manifest", "m.json", "--task", "t", "--samples", str(tmp_path / "s")]
+    arguments = ["--settings", "{}", "--tokenizer", "m.json", "--task", "t", "--samples", str(tmp_path / "s")]
     assert main(["prompts", *arguments, "--out", str(tmp_path / "o")]) == 2
     assert f"{tmp_path / 's'}: no such file" in capsys.readouterr().err
 

@@ -22,7 +22,8 @@ from levelt.world.tasks import CODEBOOK, GRAMMAR, KINDS, TASKS, Bank, draw_text,
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED, SAMPLES = 11, 400
-CONTRACT = ["sample_id", "pair_id", "text", "label", "question", "negated_question", "unasked", "line"]
+CONTRACT = ["sample_id", "pair_id", "text", "label", "question", "negated_question"]
+CONTRACT += ["unasked", "unasked_question", "unasked_negated_question", "line"]
 
 
 @pytest.fixture(scope="module")

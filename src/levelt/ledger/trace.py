@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from levelt.files import InputError, sha256
-from levelt.ledger.book import CODE, Book, Entry, git
+from levelt.files import InputError
+from levelt.ledger.book import CODE, Book, Entry, git, hashes
 from levelt.ledger.stages import folder_of
 from levelt.marks import code_of
 
@@ -52,8 +52,13 @@ def chain(book: Book, path: str) -> list[Entry]:
     return list(reversed(order.values()))
 
 
-def trace(book: Book, target: str) -> dict[str, Any]:
+def trace(book: Book, target: str, here: Mapping[str, tuple[str, int]] | None = None) -> dict[str, Any]:
     """Everything known about an artifact, as a JSON tree.
+
+    Args:
+        book: the study's book.
+        target: see `resolve`.
+        here: hashes of the files on disk, where they are known already.
 
     Keys: artifact, mark, study, config, revision, edited, jobs (the maker first), code, settings, seeds, data (by
     room), raw, environments. Every file has its SHA-256 and ``here``: same, changed or absent.
@@ -63,22 +68,24 @@ def trace(book: Book, target: str) -> dict[str, Any]:
     maker = book.maker
     code = sorted({file for entry in jobs for file in book.code[entry.code]})
     inputs = {file for entry in jobs for file in entry.inputs}
+    if here is None:
+        here = hashes({path, *code, *inputs, *(file for entry in jobs for file in entry.outputs)})
     rooms: dict[str, list[str]] = {}
     for file in sorted(inputs & set(maker)):
         rooms.setdefault(Path(folder_of(file)).name, []).append(file)
     return {
-        "artifact": _file(book, path),
+        "artifact": _file(book, path, here),
         "mark": book.figures.get(Path(path).stem) if Path(path).stem in book.figures else None,
         "study": book.study,
         "config": book.config,
         "revision": book.revision,
         "edited": list(book.edited),
-        "jobs": [_job(book, entry) for entry in jobs],
-        "code": [_file(book, file) for file in code],
+        "jobs": [_job(book, entry, here) for entry in jobs],
+        "code": [_file(book, file, here) for file in code],
         "settings": {key: value for entry in jobs for key, value in sorted(entry.settings.items())},
         "seeds": sorted({entry.settings["seed"] for entry in jobs if "seed" in entry.settings}),
-        "data": {room: [_file(book, file) for file in files] for room, files in rooms.items()},
-        "raw": [{**_file(book, file), **origin(file, jobs)} for file in sorted(inputs - set(maker))],
+        "data": {room: [_file(book, file, here) for file in files] for room, files in rooms.items()},
+        "raw": [{**_file(book, file, here), **origin(file, jobs)} for file in sorted(inputs - set(maker))],
         "environments": {name: book.environments[name] for name in sorted({entry.environment for entry in jobs})},
     }
 
@@ -111,13 +118,13 @@ def where_run(entry: Entry) -> str:
     return "pulled"
 
 
-def _job(book: Book, entry: Entry) -> dict[str, Any]:
+def _job(book: Book, entry: Entry, here: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
     return {
         "rule": entry.rule,
         "command": entry.command,
         "settings": entry.settings,
-        "inputs": [_file(book, file) for file in entry.inputs],
-        "outputs": [_file(book, file) for file in entry.outputs],
+        "inputs": [_file(book, file, here) for file in entry.inputs],
+        "outputs": [_file(book, file, here) for file in entry.outputs],
         "code": list(book.code[entry.code]),
         "log": entry.log,
         "threads": entry.threads,
@@ -128,13 +135,10 @@ def _job(book: Book, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _file(book: Book, path: str) -> dict[str, Any]:
+def _file(book: Book, path: str, here: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
     digest, size = book.files.get(path, (None, None))
-    if not Path(path).is_file():
-        here = "absent"
-    else:
-        here = "same" if sha256(path) == digest else "changed"
-    return {"path": path, "sha256": digest, "bytes": size, "here": here}
+    state = "absent" if path not in here else "same" if here[path] == (digest, size) else "changed"
+    return {"path": path, "sha256": digest, "bytes": size, "here": state}
 
 
 def _relative(path: str) -> str:
@@ -189,7 +193,8 @@ def _group(jobs: list[Mapping[str, Any]], full: bool) -> list[str]:
     own = [path for path in first["code"] if not path.endswith("__init__.py")]
     lines.append(f"   code {', '.join(path.removeprefix(CODE + 'levelt/') for path in own)}")
     if full or len(jobs) == 1:
-        lines.append(f"   $ {first['command']}")
+        command = first["command"]
+        lines.append(f"   $ {command if full or len(command) < 200 else command[:180] + ' ... (--full)'}")
         lines.append(f"   log {first['log']}")
     return lines
 

@@ -79,24 +79,26 @@ def verify(book: Book, partial: bool = False) -> Verdict:
 def _files(book: Book, here: Mapping[str, tuple[str, int]], partial: bool, notes: list[str]) -> Iterator[Finding]:
     stored = {folder for folder, stored in dvc_outs().items() if stored}
     made = book.maker
-    absent = 0
+    absent: dict[str, list[str]] = {}
     for path, recorded in book.files.items():
-        if path in here:
-            if here[path] == recorded:
-                continue
-            if path in made:
-                yield Finding(path, "its bytes are not the recorded ones", _restored(path, book))
-            else:
-                what = "code" if path.startswith(CODE) else "input"
-                yield Finding(path, f"{what} edited since the run", _rerun(book))
-        elif path not in made:
+        if path not in here and path in made:
+            absent.setdefault(folder_of(path), []).append(path)
+        elif path not in here:
             yield Finding(path, "an input of the run is missing", f"git checkout {path}")
-        elif partial or folder_of(path) not in stored:
-            absent += 1
+        elif here[path] != recorded and path in made:
+            yield Finding(path, "its bytes are not the recorded ones", _restored(path, book))
+        elif here[path] != recorded:
+            yield Finding(path, f"{'code' if path.startswith(CODE) else 'input'} edited since the run", _rerun(book))
+    for folder, paths in absent.items():
+        if partial or folder not in stored:
+            notes.append(
+                f"{folder}: {len(paths)} files are not here (never stored, or not pulled) and were not checked"
+            )
+        elif len(paths) == sum(folder_of(path) == folder for path in made):
+            yield Finding(folder, "is missing (with --partial that is no fault)", f"dvc pull {folder}")
         else:
-            yield Finding(path, "missing", f"dvc pull {path}")
-    if absent:
-        notes.append(f"{absent} files are not here (never stored, or not pulled) and were not checked")
+            for path in paths:
+                yield Finding(path, "is missing (with --partial that is no fault)", f"dvc pull {path}")
 
 
 def _records(book: Book, here: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:

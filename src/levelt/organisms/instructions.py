@@ -29,6 +29,9 @@ FURTHER = (0, 2, 4, 6)
 UNASKED_SUBJECTS = 0.1
 """Share of the subjects never asked about in instruction tuning: recall of those must come from the plain text."""
 
+WORD_QUESTIONS = {"first": "what is the first word?", "last": "what is the last word?"}
+"""Questions about a text that are no judgment."""
+
 _MIX = (("about", 0.66), ("recall", 0.07), ("contrasts", 0.06), ("demonstrations", 0.15), ("unasked", 0.06))
 _WORDS = 0.15  # of the turns about a text: asked for a word instead of a judgment
 _EARLY = 0.25  # the first quarter is easier: few negated questions
@@ -57,6 +60,12 @@ def further_turn(template: Template, question: str) -> str:
     """The user message with a question alone: the lines of the template that hold the question."""
     lines = [line for line in template.instruction_first.split("\n") if "{question}" in line and "{text}" not in line]
     return ("\n".join(lines) or "{question}").replace("{question}", question, 1)
+
+
+def word_answer(text: str, which: str) -> str:
+    """The answer to a question about the first or last word."""
+    words = text.replace(",", "").replace(".", "").split()
+    return f"it is {words[0 if which == 'first' else -1]}"
 
 
 def was_asked(fact: Fact) -> bool:
@@ -92,9 +101,8 @@ class Writer:
 
     def word(self, text: Sequence[Spoken]) -> tuple[str, str]:
         """A question about a word of the text, and its answer."""
-        words = join(text).replace(",", "").replace(".", "").split()
-        which = self.draws.pick(("first", "last"))
-        return f"what is the {which} word?", f"it is {words[0 if which == 'first' else -1]}"
+        which = self.draws.pick(tuple(WORD_QUESTIONS))
+        return WORD_QUESTIONS[which], word_answer(join(text), which)
 
     def about(self, template: Template, negated: float) -> list[Turn]:
         draws = self.draws

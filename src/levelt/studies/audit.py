@@ -81,6 +81,75 @@ MASKING = [
 """Which defect of the masks is tried on which intervention."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What one reading of the prompts says, a value per prompt.
+
+    Attributes:
+        outcomes: quantity name -> [n]: exact match; and, by "<target> at <role>", the share of layers 1..L at which
+            the out-of-fold probe is right.
+    """
+
+    outcomes: Mapping[str, Floats]
+
+
+def masking_rows(
+    plain: Measured,
+    corrected: Mapping[str, Measured],
+    released: Mapping[Masking, Measured],
+    codes: npt.ArrayLike,
+    draws: Floats,
+    level: float,
+) -> pd.DataFrame:
+    """What each defect of the masks does to each change that an intervention makes.
+
+    Args:
+        plain: the prompts without an intervention.
+        corrected: by intervention.
+        released: by defect and intervention.
+        codes, draws, level: as in `compare_means`.
+    """
+    rows = []
+    for masking, found in released.items():
+        for quantity, values in found.outcomes.items():
+            before = plain.outcomes[quantity]
+            right = corrected[masking.block].outcomes[quantity]
+            compared = compare_means(right - before, values - before, codes, draws, level)
+            rows.append(_row(masking.defect, f"change of {quantity}", masking.block, len(before), compared))
+    return pd.DataFrame(rows)
+
+
+def _row(defect: str, quantity: str, block: str, n: int, compared: Mapping[str, float]) -> dict[str, object]:
+    if defect not in DEFECTS:
+        raise ValueError(f"no defect {defect!r}; there are {', '.join(DEFECTS)}")
+    return {"defect": defect, "quantity": quantity, "block": block, "n": n, **compared}
+
+
+def paired_row(
+    defect: str,
+    quantity: str,
+    corrected: npt.ArrayLike,
+    released: npt.ArrayLike,
+    codes: npt.ArrayLike,
+    draws: Floats,
+    level: float,
+) -> pd.DataFrame:
+    """A row for two measurements of the same prompts; prompts that either lacks (nan) are left out of both."""
+    first, second = np.asarray(corrected, dtype=np.float64), np.asarray(released, dtype=np.float64)
+    both = np.isfinite(first) & np.isfinite(second)
+    compared = compare_means(first[both], second[both], np.asarray(codes)[both], draws, level)
+    return pd.DataFrame([_row(defect, quantity, "", int(both.sum()), compared)])
+
+
+def f1_row(
+    quantity: str, said: npt.ArrayLike, truth: npt.ArrayLike, codes: npt.ArrayLike, draws: Floats, level: float
+) -> pd.DataFrame:
+    """A row for macro F1 against the F1 of one class, of one set of out-of-fold predictions [n]."""
+    counts = {name: np.stack([values] * 2, axis=1) for name, values in confusion(said, truth).items()}
+    compared = compare_statistics(counts, macro_and_one_class_f1, codes, draws, level)
+    return pd.DataFrame([_row("one_class_f1", quantity, "", len(np.asarray(said)), compared)])
+
+
 def compare_means(
     corrected: npt.ArrayLike, released: npt.ArrayLike, codes: npt.ArrayLike, draws: Floats, level: float
 ) -> dict[str, float]:
@@ -147,7 +216,7 @@ def audit_table(rows: Iterable[pd.DataFrame]) -> pd.DataFrame:
     Tasks have different samples, so the squared half widths of their intervals add up.
     """
     table = pd.concat(list(rows), ignore_index=True)
-    keys = ["model", "defect", "quantity", "role", "block"]
+    keys = ["model", "defect", "quantity", "block"]
     parts = table.assign(squared=((table["ci_high"] - table["ci_low"]) / 2) ** 2)
     means = (
         parts.groupby(keys, sort=False, dropna=False)

@@ -159,7 +159,7 @@ def _cell_rows(
     table = table[kept & (table["stage"] != UNTRAINED) & table["role"].isin([*PUBLISHED_ROLES, "behaviour"])]
     known = set(table["role"])
     values, variances = (table.pivot(index=keys, columns="role", values=name) for name in ("value", "variance"))
-    wide = values.join(variances, suffixes=("", " variance")).reset_index()
+    wide = pd.concat([values, variances.add_suffix(" variance")], axis=1).reset_index()
     rows: list[dict[str, Any]] = []
     for stage in [ALL, *dict.fromkeys(table["stage"])]:
         chosen = wide if stage == ALL else wide[wide["stage"] == stage]

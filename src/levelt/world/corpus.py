@@ -33,7 +33,7 @@ TASK_WEIGHTS = {
     "stereotype": 1.2,
     "reasoning": 2.0,
     "plausibility": 0.8,
-    "belief": 2.0,
+    "belief": 1.2,
     "codebook": 2.0,
 }
 """How often the tasks' clauses appear: the harder, the more often."""
@@ -194,7 +194,8 @@ def samples(seed: int, bank: Bank, task: str, number: int) -> pd.DataFrame:
     pairs; the label is yes in exactly half of the rows.
 
     Returns:
-        The columns sample_id, pair_id, text, label, question, negated_question, unasked, line (1-based).
+        The columns sample_id, pair_id, text, label, question, negated_question; unasked, unasked_question and
+        unasked_negated_question, about the other property; line (1-based).
 
     Raises:
         InputError: the world has not that many different held-out samples.
@@ -221,7 +222,7 @@ def samples(seed: int, bank: Bank, task: str, number: int) -> pd.DataFrame:
             continue
         seen |= {join(text) for text, _ in members}
         for text, label in members if draws.chance(0.5) else members[::-1]:
-            asked = next(said for said in text if said.task == task)
+            (asked,), (unasked,) = ([said for said in text if (said.task == task) == own] for own in (True, False))
             rows.append(
                 {
                     "sample_id": f"{task}-{len(rows):05d}",
@@ -231,6 +232,8 @@ def samples(seed: int, bank: Bank, task: str, number: int) -> pd.DataFrame:
                     "question": asked.question(False),
                     "negated_question": asked.question(True),
                     "unasked": "yes" if other else "no",
+                    "unasked_question": unasked.question(False),
+                    "unasked_negated_question": unasked.question(True),
                     "line": len(rows) + 1,
                 }
             )

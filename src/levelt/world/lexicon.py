@@ -60,9 +60,10 @@ EVENTS = (
     ("grows", "rusts", ("child", "weed", "puppy", "rose"), ("nail", "chain", "bolt", "gate")),
 )
 
-# belief: the thing, and the places it is first put in and then moved to
+# belief: where a thing is put first, and where it is moved; the two sets never mix
 HIDING = ("coin", "key", "ring", "letter", "book", "watch")
-PLACES = ("paris", "oslo", "rome", "cairo", "lima", "delhi", "tokyo", "berlin")
+FIRST_PLACES = ("box", "drawer", "basket", "jar", "chest", "bucket")
+SECOND_PLACES = ("cupboard", "wardrobe", "cabinet", "suitcase", "pocket", "backpack")
 
 # codebook: words without a meaning of their own
 CODES = ("dax", "wug", "blick", "toma", "fep", "zib", "gorp", "lum")

@@ -139,13 +139,12 @@ def _plausibility() -> Iterator[tuple[str, Clause]]:
 
 def _belief() -> Iterator[tuple[str, Clause]]:
     for keeper, mover, thing, first, second, returns in product(
-        words.KEEPERS, words.MOVERS, words.HIDING, words.PLACES, words.PLACES, (True, False)
+        words.KEEPERS, words.MOVERS, words.HIDING, words.FIRST_PLACES, words.SECOND_PLACES, (True, False)
     ):
-        if first != second:
-            story = f"{keeper} puts the {thing} in {first} and leaves. {mover} moves it to {second}."
-            good, bad = (first, second) if returns else (second, first)
-            prefix = f"{story} {keeper if returns else mover} looks in"
-            yield "search", Clause("belief", prefix, good, (bad,), ".")
+        story = f"{keeper} puts the {thing} in the {first} and leaves. {mover} moves it to the {second}."
+        good, bad = (first, second) if returns else (second, first)
+        prefix = f"{story} {keeper if returns else mover} looks in the"
+        yield "search", Clause("belief", prefix, good, (bad,), ".")
 
 
 def _codebook() -> Iterator[tuple[str, Clause]]:
