@@ -37,6 +37,17 @@ FIGURE_TABLES = {
 REPORT_TABLES = ["behaviour", "agreement", "probes", "correlations", "blocking"]
 if STUDY.engine.interventions:
     FIGURE_TABLES["blocking"] = ["blocking"]
+VECTOR_FILES = ["effects", "separability", "projection", "tokens", "heads", "sums"]
+VECTOR_TABLES = ["contrastive", "patching", "vectors", "interaction", "separability", "projection"]
+VECTOR_TABLES += ["paths", "path_sums", "activity", "circuits", "circuit_keys"]
+if STUDY.vectors:
+    FIGURE_TABLES |= {
+        "vectors_patching": ["patching", "interaction"],
+        "vectors_tokens": ["patching"],
+        "vectors_separability": ["separability", "projection"],
+        "vectors_paths": ["paths"],
+        "vectors_circuits": ["circuits"],
+    }
 FIGURES = [*FIGURE_TABLES, *(["training"] if ORGANISMS else [])]
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]

@@ -22,9 +22,11 @@ from levelt.engine.tuples import Cell, Grid, patch_tuples
 from levelt.engine.tuples import Receiver as Prepared
 from levelt.models.loading import Decoder
 from levelt.randomness import generator
-from levelt.statistics.permutation import holm, sign_flip_test, sign_flips
+from levelt.statistics.permutation import Alternative, holm, sign_flip_test, sign_flips
 from levelt.statistics.resampling import cluster_draws, mean_interval
+from levelt.statistics.selection import nested_best
 from levelt.studies.vectors.cases import Case, final_logits, instruction_states
+from levelt.vocabulary import ALL
 
 LAYERS = ["first", "second", "third"]
 """Columns of a cell's layers, from 1 (the layer behind which the residual is replaced); 0: no such layer."""
@@ -133,6 +135,72 @@ def patching_table(effects: pd.DataFrame, statistics: Statistics, seed: int) -> 
     return found[[*KEYS, *LAYERS, "measure", "n", "mean", "ci_low", "ci_high"]]
 
 
+def summary_table(effects: pd.DataFrame, statistics: Statistics, seed: int) -> pd.DataFrame:
+    """A few numbers per task, and over all tasks: is the last token where the instruction is, and do layers add up?
+
+    In the first receiver, as means over layers behind which a patch can reach the answer, and over both instructions.
+    Quantities: specific_last (effect minus other_effect of the last instruction token's vectors), specific_other (of
+    another token's: for each instruction the one that is best on the other folds of queries), last_minus_other, and
+    interaction_last and interaction_other (means over the pairs of layers).
+
+    Returns:
+        task (all: every query of every task), quantity, n (queries), estimate, ci_low, ci_high (over queries), p
+        (two-sided sign flips; of interactions one-sided, above zero).
+    """
+    main = effects[effects["receiver"] == effects["receiver"].iloc[0]]
+    main = main.assign(specific=main["effect"] - main["other_effect"])
+    values: dict[tuple[str, str], list[np.ndarray]] = {}
+    for (task, instruction), part in main.groupby(["task", "instruction_id"], sort=False):
+        by_token = {int(token): _means(of_token) for token, of_token in part.groupby("token", sort=True)}
+        others = [token for token in by_token if token]
+        found = {"specific_last": by_token[0][0], "interaction_last": by_token[0][1]}
+        if others:
+            specific = np.stack([by_token[token][0] for token in others], 1)
+            count = len(specific)
+            drawn = generator(seed, "vectors", "tokens", str(task), str(instruction))
+            best = nested_best(specific, np.full(count, 1 / count), np.arange(count), 4, drawn)
+            found |= {"specific_other": best.values, "last_minus_other": found["specific_last"] - best.values}
+            found["interaction_other"] = by_token[others[int(specific.mean(0).argmax())]][1]
+        for quantity, of_queries in found.items():
+            values.setdefault((str(task), quantity), []).append(of_queries)
+    rows = []
+    tasks, quantities = dict.fromkeys(task for task, _ in values), dict.fromkeys(name for _, name in values)
+    for quantity in quantities:
+        each = {task: np.mean(values[task, quantity], axis=0) for task in tasks if (task, quantity) in values}
+        for task, of_queries in {**each, ALL: np.concatenate(list(each.values()))}.items():
+            kept = of_queries[~np.isnan(of_queries)]
+            if len(kept) < 2:
+                continue
+            drawn = generator(seed, "vectors", "summary", task, quantity)
+            draws = cluster_draws(len(kept), statistics.draws, drawn)
+            mean, low, high = mean_interval(kept[:, None], np.arange(len(kept)), draws, statistics.level)
+            sided: Alternative = "greater" if quantity.startswith("interaction") else "two-sided"
+            p = sign_flip_test(kept[:, None], sign_flips(len(kept), statistics.draws, drawn), sided)
+            rows.append(
+                {"task": task, "quantity": quantity, "n": len(kept), "estimate": mean[0]}
+                | {"ci_low": low[0], "ci_high": high[0], "p": p[0]}
+            )
+    return pd.DataFrame(rows, columns=["task", "quantity", "n", "estimate", "ci_low", "ci_high", "p"])
+
+
+def _means(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Per query: the specific effect over single layers that can act, the interaction over pairs (nan: no pairs)."""
+    wide = part.pivot(index="sample", columns=LAYERS, values="specific").to_numpy()
+    names = _cells(part)
+    singles = [index for cell, index in names.items() if len(cell) == 1 and np.abs(wide[:, index]).max() > 0]
+    effect = part.pivot(index="sample", columns=LAYERS, values="effect").to_numpy()
+    pairs = [_interaction(effect, names, cell) for cell in names if len(cell) == 2]
+    acting = [pair for pair in pairs if np.abs(pair).max() > 0]
+    specific = wide[:, singles].mean(1) if singles else np.zeros(len(wide))
+    return specific, np.mean(acting, axis=0) if acting else np.full(len(wide), np.nan)
+
+
+def _cells(part: pd.DataFrame) -> dict[Cell, int]:
+    """The cells of a group of effects, in the order of its pivoted columns."""
+    table = part[LAYERS].drop_duplicates().sort_values(LAYERS)
+    return {tuple(layer for layer in row if layer): at for at, row in enumerate(table.itertuples(index=False))}
+
+
 def interaction_table(effects: pd.DataFrame, statistics: Statistics, top: int, seed: int) -> pd.DataFrame:
     """Do two (or three) layers together do more than the sum of what each does? One row per tuple.
 
@@ -153,9 +221,7 @@ def interaction_table(effects: pd.DataFrame, statistics: Statistics, top: int, s
     for key, part in effects.groupby(KEYS, sort=False):
         count = part["sample"].nunique()
         wide = part.pivot(index="sample", columns=LAYERS, values="effect")
-        names: dict[Cell, int] = {
-            tuple(int(layer) for layer in column if int(layer)): index for index, column in enumerate(wide.columns)
-        }
+        names = _cells(part)
         values = wide.to_numpy()
         for size in (2, 3):
             cells = [cell for cell in names if len(cell) == size]

@@ -29,6 +29,8 @@ FOLDS = 4
 PENALTY = 0.01
 """Of the logistic probe, on standardised features: mean log-loss + PENALTY / 2 |w|^2, as the study's other probes."""
 METHODS = ("logistic", "lda")
+MEAN_OF_LAYERS = -1
+""""Layer" of the row that averages layers 1..L."""
 
 
 def instruction_vectors(decoder: Decoder, cases: Sequence[Case]) -> tuple[pd.DataFrame, Floats]:
@@ -53,9 +55,9 @@ def separability_table(
 
     Returns:
         method, labels (true, shuffled), split (held_out: over wordings; in_sample: fitted and scored on the same
-        vectors, as the released LDA is shown), layer (0: embedding), n, classes, accuracy, ci_low, ci_high: over
-        wordings (true labels) or over draws of shuffled labels, their lowest and highest. Empty with fewer wordings
-        than folds.
+        vectors, as the released LDA is shown), layer (0: embedding; -1: mean over layers from 1 on), n, classes,
+        accuracy, ci_low, ci_high: over wordings (true labels) or over draws of shuffled labels, their lowest and
+        highest. Empty with fewer wordings than folds.
     """
     columns = ["method", "labels", "split", "layer", "n", "classes", "accuracy", "ci_low", "ci_high"]
     labels = (rows["task"] + "/" + rows["instruction_id"]).to_numpy()
@@ -66,19 +68,26 @@ def separability_table(
     fold = (drawn.permutation(len(wordings)) % FOLDS)[groups]
     draws = cluster_draws(len(wordings), statistics.draws, drawn)
     shuffled = [_shuffled(labels, groups, drawn) for _ in range(settings.shuffles)]
-    found = []
+    found: list[dict[str, Any]] = []
+    over_layers: dict[tuple[str, str], list[Floats]] = {}
     for layer in range(vectors.shape[1]):
         features = vectors[:, layer]
         for method in METHODS:
             base = {"method": method, "layer": layer, "n": len(rows), "classes": len(set(labels))}
             for split, of in (("held_out", fold), ("in_sample", None)):
                 hits = _hits(method, features, labels, of)
+                over_layers.setdefault((method, split), []).append(hits)
                 mean, low, high = mean_interval(hits[:, None], groups, draws, statistics.level)
                 measured = {"accuracy": mean[0], "ci_low": low[0], "ci_high": high[0]}
                 found.append(base | {"labels": "true", "split": split} | measured)
                 chance = [_hits(method, features, other, of).mean() for other in shuffled]
                 measured = {"accuracy": np.mean(chance), "ci_low": min(chance), "ci_high": max(chance)}
                 found.append(base | {"labels": "shuffled", "split": split} | measured)
+    for (method, split), every in over_layers.items():
+        mean, low, high = mean_interval(np.mean(every[1:], axis=0)[:, None], groups, draws, statistics.level)
+        of_method = {"method": method, "labels": "true", "split": split, "layer": MEAN_OF_LAYERS, "n": len(rows)}
+        measured = {"accuracy": mean[0], "ci_low": low[0], "ci_high": high[0]}
+        found.append(of_method | {"classes": len(set(labels))} | measured)
     return pd.DataFrame(found, columns=columns)
 
 

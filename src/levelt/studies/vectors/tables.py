@@ -13,12 +13,13 @@ from levelt.randomness import generator
 from levelt.statistics.resampling import cluster_draws, mean_interval
 from levelt.studies.scope import with_models
 from levelt.studies.vectors.circuits import activity_table, circuits_table, robustness_table
-from levelt.studies.vectors.patching import interaction_table, patching_table
+from levelt.studies.vectors.patching import interaction_table, patching_table, summary_table
 from levelt.studies.vectors.tracing import paths_table, sums_table
 
 TABLES = (
     "contrastive",
     "patching",
+    "vectors",
     "interaction",
     "separability",
     "projection",
@@ -64,6 +65,7 @@ def vector_tables(
     made: dict[str, Callable[[Callable[[str], pd.DataFrame]], pd.DataFrame]] = {
         "contrastive": lambda read: contrastive_table(read("behaviour"), statistics, seed),
         "patching": lambda read: patching_table(read("effects"), statistics, seed),
+        "vectors": lambda read: summary_table(read("effects"), statistics, seed),
         "interaction": lambda read: interaction_table(read("effects"), statistics, vectors.top, seed),
         "separability": lambda read: read("separability"),
         "projection": lambda read: read("projection"),
