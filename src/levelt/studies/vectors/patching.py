@@ -185,20 +185,23 @@ def summary_table(effects: pd.DataFrame, statistics: Statistics, seed: int) -> p
 
 def _means(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Per query: the specific effect over single layers that can act, the interaction over pairs (nan: no pairs)."""
-    wide = part.pivot(index="sample", columns=LAYERS, values="specific").to_numpy()
-    names = _cells(part)
-    singles = [index for cell, index in names.items() if len(cell) == 1 and np.abs(wide[:, index]).max() > 0]
-    effect = part.pivot(index="sample", columns=LAYERS, values="effect").to_numpy()
+    names, effect = _by_cell(part, "effect")
+    _, specific = _by_cell(part, "specific")
+    singles = [index for cell, index in names.items() if len(cell) == 1 and np.abs(specific[:, index]).max() > 0]
     pairs = [_interaction(effect, names, cell) for cell in names if len(cell) == 2]
     acting = [pair for pair in pairs if np.abs(pair).max() > 0]
-    specific = wide[:, singles].mean(1) if singles else np.zeros(len(wide))
-    return specific, np.mean(acting, axis=0) if acting else np.full(len(wide), np.nan)
+    nothing = np.zeros(len(effect))
+    return (
+        specific[:, singles].mean(1) if singles else nothing,
+        np.mean(acting, axis=0) if acting else nothing * np.nan,
+    )
 
 
-def _cells(part: pd.DataFrame) -> dict[Cell, int]:
-    """The cells of a group of effects, in the order of its pivoted columns."""
-    table = part[LAYERS].drop_duplicates().sort_values(LAYERS)
-    return {tuple(layer for layer in row if layer): at for at, row in enumerate(table.itertuples(index=False))}
+def _by_cell(part: pd.DataFrame, measure: str) -> tuple[dict[Cell, int], np.ndarray]:
+    """One measure of a group of effects as [samples, cells], and the column of each cell."""
+    wide = part.pivot(index="sample", columns=LAYERS, values=measure)
+    names = {tuple(int(layer) for layer in column if int(layer)): at for at, column in enumerate(wide.columns)}
+    return names, wide.to_numpy()
 
 
 def interaction_table(effects: pd.DataFrame, statistics: Statistics, top: int, seed: int) -> pd.DataFrame:
@@ -220,9 +223,7 @@ def interaction_table(effects: pd.DataFrame, statistics: Statistics, top: int, s
     frames = []
     for key, part in effects.groupby(KEYS, sort=False):
         count = part["sample"].nunique()
-        wide = part.pivot(index="sample", columns=LAYERS, values="effect")
-        names = _cells(part)
-        values = wide.to_numpy()
+        names, values = _by_cell(part, "effect")
         for size in (2, 3):
             cells = [cell for cell in names if len(cell) == size]
             if cells:
