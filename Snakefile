@@ -16,6 +16,8 @@ include: "rules/activations.smk"
 include: "rules/probes.smk"
 include: "rules/correlations.smk"
 include: "rules/vectors.smk"
+include: "rules/claims.smk"
+include: "rules/audit.smk"
 include: "rules/figures.smk"
 include: "rules/paper.smk"
 

@@ -32,8 +32,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         axis.set_xlim(least - margin, most + margin)
         chance_line(axis, 0.0, horizontal=False)
         for place, row in rows.iterrows():
-            low = max(row["region_low"], least - margin)
-            high = min(row["region_high"], most + margin)
+            low = np.nanmax([row["region_low"], least - margin])  # an open end has no value
+            high = np.nanmin([row["region_high"], most + margin])
             axis.barh(place, high - low, left=low, height=0.8, color="0.93", linewidth=0, zorder=0)
             colour = VERDICT_COLOURS[row["verdict"]]
             axis.hlines(place, row["ci_low"], row["ci_high"], color=colour, linewidth=1.2)

@@ -14,7 +14,8 @@ from levelt.figures.vectors_ladder import ladder, of_models
 
 _COLOURS = sns.color_palette("colorblind")
 LINES = {"instructions": _COLOURS[3], "rephrased": _COLOURS[0], "other_queries": _COLOURS[2], "permuted": GREY}
-PANELS = (("activity", "instruction_last"), ("flow", "instruction_last"), ("flow", "instruction"))
+PANELS = (("activity", "instruction_last"), ("activity", "query"), ("flow", "instruction"), ("flow", "query"))
+NAMES = {"instruction_last": "last instruction token"}
 
 
 def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
@@ -24,7 +25,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     chosen = (circuits["mode"] == "exact") & (circuits["keys"] == circuits["keys"].min())
     drawn = of_models(circuits[chosen], models)
     rows = list(drawn[["model", "task"]].drop_duplicates().itertuples(index=False))
-    figure, axes = plt.subplots(len(rows), 3, figsize=(FULL_WIDTH, 1.3 * len(rows) + 0.6), squeeze=False, sharex=True)
+    figure, axes = plt.subplots(len(rows), len(PANELS), figsize=(FULL_WIDTH, 1.3 * len(rows) + 0.6), squeeze=False, sharex=True)
     for row, (model, task) in enumerate(rows):
         for axis, (measure, source) in zip(axes[row], PANELS, strict=True):
             part = drawn[
@@ -39,7 +40,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 axis.plot(line["layer"], line["distance"], color=colour)
             axis.set_ylim(bottom=0)
             if row == 0:
-                axis.set_title(f"{measure} from the {'last token' if source.endswith('last') else source}")
+                axis.set_title(f"{measure} from\n{NAMES.get(source, source)}")
             if row == len(rows) - 1:
                 axis.set_xlabel("layer")
         axes[row, 0].set_ylabel(f"{model}\n{task}")

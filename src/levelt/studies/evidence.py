@@ -61,6 +61,7 @@ class Evidence:
         models: from `describe_models`.
         samples: by task.
         asked: (task, condition) -> one row per sample: template, polarity and targets (label, answer, unasked, ...).
+        classes: (task, condition, target) -> class of the target of each sample, integers [n].
         outcomes: (model, task, condition) -> OUTCOMES, [n, 3], nan where there is no prompt.
         hits: (model, task, condition, role, target) -> probe hits.
     """
@@ -68,6 +69,7 @@ class Evidence:
     models: pd.DataFrame
     samples: dict[str, Samples]
     asked: dict[tuple[str, str], pd.DataFrame]
+    classes: dict[tuple[str, str, str], Ints]
     outcomes: dict[tuple[str, str, str], Floats]
     hits: dict[tuple[str, str, str, str, str], Hits]
 
@@ -76,12 +78,12 @@ class Evidence:
 
         Every class of the target has the same total weight, and all weights sum to 1.
         """
-        asked = self.asked[task, condition]
-        if target not in asked:
+        if (task, condition, target) not in self.classes:
             raise InputError(f"{task}, {condition}: probes have the target {target}, but behaviour has no such column")
-        classes, counts = np.unique(asked[target].to_numpy(dtype=str)[present], return_inverse=True)
+        of_sample = self.classes[task, condition, target]
+        sizes = np.bincount(of_sample[present])
         weights = np.zeros(len(present))
-        weights[present] = 1 / (len(classes) * np.bincount(counts)[counts])
+        weights[present] = 1 / ((sizes > 0).sum() * sizes[of_sample[present]])
         return weights
 
 
@@ -130,7 +132,12 @@ def collect(models: pd.DataFrame, behaviour: Iterable[pd.DataFrame], hits: Itera
             found[str(model), str(task), str(condition), str(role), str(target)] = Hits(int(str(first)), shares)
     order = list(models["model"])
     ranked = dict(sorted(found.items(), key=lambda item: order.index(item[0][0])))
-    return Evidence(models, samples, asked, outcomes, ranked)
+    classes = {
+        (task, condition, target): pd.factorize(table[target], use_na_sentinel=False)[0]
+        for (task, condition), table in asked.items()
+        for target in table.columns.difference(["template", "polarity"])
+    }
+    return Evidence(models, samples, asked, classes, outcomes, ranked)
 
 
 def _samples(task: str, rows: pd.DataFrame) -> Samples:

@@ -1,7 +1,7 @@
 """Does an instruction select heads? Distances between head maps of two instructions on the same queries, with nulls.
 
 A head map holds a number per head and query (`levelt.studies.vectors.tracing`): how many of the high-ranking paths
-from the last instruction token use it, or what flows through it. The distance of two sets of maps in a layer is the
+from some source tokens use it, or what flows through it from there. The distance of two sets of maps in a layer is the
 mean over heads of the absolute difference of their means over queries; flows are first divided by the summed absolute
 flow of the query's whole map, so that it is their pattern that counts.
 

@@ -43,8 +43,8 @@ class Traced:
     tokens: per prompt, mode and source token: sample, position, from_last (position minus that of the last instruction
         token), group, paths (all there are), high (those whose answer ranks high; missing if there were too many to
         enumerate), total (the answer's logit from all of the token's paths).
-    heads: per prompt, mode, source (instruction_last: the last instruction token; instruction: all of them), layer and
-        head: value. Measure ``activity``: share of the high-ranking paths from the source that use the head (missing
+    heads: per prompt, mode, source (instruction_last: the last instruction token; instruction: all of them; query: the
+        query's tokens, whose ways to the answer the instruction may select), layer and head: value. Measure ``activity``: share of the high-ranking paths from the source that use the head (missing
         without such paths); ``flow`` (mode exact): what all of the source's paths through the head put into the
         answer's logit.
     sums: per prompt and mode: error (largest difference between the logits summed over all paths and the model's,
@@ -86,7 +86,12 @@ def _trace(
     length = len(prompt.input_ids)
     span = prompt.groups["instruction"]
     last = span.stop - 1
-    sources = {"instruction_last": [last], "instruction": list(range(span.start, span.stop))}
+    query = prompt.groups["query"]
+    sources = {
+        "instruction_last": [last],
+        "instruction": list(range(span.start, span.stop)),
+        "query": list(range(query.start, query.stop)),
+    }
     counts = path_counts(network).numpy()
     # totals over every path there is, not only those along strongest keys
     whole = Network.of(frozen, "exact", None) if mode == "exact" else network
