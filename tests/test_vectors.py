@@ -74,8 +74,8 @@ def test_the_planted_vector_its_layers_and_heads_are_found(reads: int):
 
     pairs = interaction_table(effects, STATISTICS, 10, 0)
     pairs = pairs[pairs["token"] == 0]
-    if reads == 2:  # one layer holds it: it adds up with layers that do nothing
-        assert pairs["interaction"].abs().max() < 0.05 * full and not (pairs["p_holm"] < 0.05).any()
+    if reads == 2:  # one layer holds it: it adds up with layers that do nothing (exactly, so that nothing is tested)
+        assert (pairs["interaction"].abs() < 0.05 * full).all() and not (pairs["p_holm"] < 0.05).any()
     else:  # two layers hold the same: together they do what one does
         twice = pairs[(pairs["first"] == 1) & (pairs["second"] == 2)]
         assert (twice["interaction"] / -twice["effect"]).between(0.9, 1.1).all()
@@ -97,10 +97,9 @@ def test_the_planted_vector_its_layers_and_heads_are_found(reads: int):
     last = query[(query["comparison"] == "instructions") & (query["layer"] == reads + 1) & (query["keys"] == 1)]
     assert float(last["p_holm"].iloc[0]) < 0.05
     paths = paths_table(traced.tokens, STATISTICS, 0)
-    high = paths[
-        (paths["mode"] == "exact") & (paths["keys"] == 1) & (paths["wording"] == 0) & (paths["measure"] == "high")
-    ]
-    assert set(high.loc[high["mean"] > 0, "group"]) == {"query"}
+    main = (paths["mode"] == "exact") & (paths["keys"] == 1) & (paths["wording"] == 0) & (paths["measure"] == "total")
+    carried = paths[main & (paths["mean"].abs() > 0.01 * full)]  # ranks tie here: most paths put nothing into any logit
+    assert set(carried["group"]) == {"query"}
 
 
 def test_planted_vectors_are_separable_from_the_layer_that_makes_them_on():

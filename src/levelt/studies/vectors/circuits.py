@@ -51,7 +51,8 @@ def head_maps(heads: pd.DataFrame, plan: Sequence[Any]) -> dict[tuple[str, int],
         table = table.reindex(samples)  # prompts with too many paths have no map
         values = table.to_numpy(dtype=np.float64).reshape(len(table), part["layer"].nunique(), -1)
         if measure == "flow":
-            values = values / np.abs(values).sum((1, 2), keepdims=True)
+            size = np.abs(values).sum((1, 2), keepdims=True)
+            values = np.divide(values, size, out=np.zeros_like(values), where=size > 0)
         maps[str(instruction), int(wording)] = values
     if not maps:
         return {}

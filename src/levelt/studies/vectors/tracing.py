@@ -44,9 +44,9 @@ class Traced:
         token), group, paths (all there are), high (those whose answer ranks high; missing if there were too many to
         enumerate), total (the answer's logit from all of the token's paths).
     heads: per prompt, mode, source (instruction_last: the last instruction token; instruction: all of them; query: the
-        query's tokens, whose ways to the answer the instruction may select), layer and head: value. Measure ``activity``: share of the high-ranking paths from the source that use the head (missing
-        without such paths); ``flow`` (mode exact): what all of the source's paths through the head put into the
-        answer's logit.
+        query's tokens, whose ways to the answer the instruction may select), layer and head: value. Measure
+        ``activity``: share of the high-ranking paths from the source that use the head (missing without such paths);
+        ``flow`` (mode exact): what all of the source's paths through the head put into the answer's logit.
     sums: per prompt and mode: error (largest difference between the logits summed over all paths and the model's,
         relative to the largest), cosine and norm_ratio of the two.
     """
