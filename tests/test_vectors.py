@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from levelt.config import Contrast, ContrastFile, ContrastWorld, Statistics, Vectors
 from levelt.engine.frozen import Freezer
@@ -20,7 +22,7 @@ from levelt.studies.vectors.patching import interaction_table, patch_case, patch
 from levelt.studies.vectors.prompts import Writer
 from levelt.studies.vectors.separability import instruction_vectors, separability_table
 from levelt.studies.vectors.tracing import paths_table, sums_table, trace_case
-from models_local import END, tiny, tokenizer
+from models_local import END, tiny
 from planted import ANSWERS, NOUNS, QUERIES, planted
 
 STATISTICS = Statistics(draws=500)
@@ -122,13 +124,13 @@ def test_in_sample_separation_proves_nothing():
         columns=["task", "instruction_id", "wording"],
     )
     settings = Vectors(tasks={"planted": PLANTED})
-    noise = drawn.standard_normal((48, 2, 200))
+    noise = drawn.standard_normal((48, 2, 64))
     table = separability_table(rows, noise, settings, STATISTICS, 0).set_index(["method", "split", "labels", "layer"])
     assert table.loc[("lda", "in_sample", "true", 0), "accuracy"] > 0.9
     assert table.loc[("lda", "in_sample", "shuffled", 0), "accuracy"] > 0.9
     # four classes by chance: a quarter; 48 rows have a standard error of 0.06
     assert all(table.loc[(method, "held_out", "true", 0), "accuracy"] < 0.45 for method in ("lda", "logistic"))
-    apart = noise + 3 * np.eye(200)[rows["instruction_id"].map(dict(zip("abcd", range(4), strict=True)))][:, None]
+    apart = noise + 3 * np.eye(64)[rows["instruction_id"].map(dict(zip("abcd", range(4), strict=True)))][:, None]
     found = separability_table(rows, apart, settings, STATISTICS, 0).set_index(["method", "split", "labels", "layer"])
     assert found.loc[("logistic", "held_out", "true", 1), "accuracy"] > 0.6
     assert found.loc[("logistic", "held_out", "shuffled", 1), "accuracy"] < 0.45
@@ -268,8 +270,11 @@ def test_the_published_files_run_on_any_checkpoint(published: Path):
     assert report["rows"] == 142 and report["kept"] == 139 and sorted(report["repeated"]) == ["quiet", "safe", "short"]
     assert len(queries) == 2 * 139 and (instructions.groupby("instruction_id").size() >= 200).all()
     instructions = instructions[instructions["wording"] < 5]
-    model = tiny("olmo2", attention="eager", max_position_embeddings=512)
-    decoder = Decoder(model, locate(model), spaced_tokenizer(), (END,))
+    spoken = byte_level(
+        [f" {word}" for word in (*queries["query"], *queries["answer"])] + list(instructions["instruction"])
+    )
+    model = tiny("olmo2", attention="eager", max_position_embeddings=512, vocab_size=len(spoken))
+    decoder = Decoder(model, locate(model), spoken, (END,))
     settings = Vectors(tasks={"adjectives": contrast}, queries=10, traced=4, most_paths=2000)
     cases = cases_of(decoder, "tiny", queries, instructions, settings, 0)
     for side in cases[0].sides:
@@ -285,9 +290,14 @@ def test_the_published_files_run_on_any_checkpoint(published: Path):
     assert len(behaviour(decoder, cases, 4096)) == 4 * len(cases[0].queries)
 
 
-def spaced_tokenizer():
-    """The tests' tokenizer, whose single characters include the blank."""
-    return tokenizer()
+def byte_level(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, which keeps the blank in front of a word with it, as real ones do."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
 
 
 def test_receivers_are_patched_where_they_say():

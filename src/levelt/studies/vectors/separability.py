@@ -104,19 +104,30 @@ def _hits(method: str, features: Floats, labels: np.ndarray, fold: np.ndarray | 
     """Whether each row is classified rightly: by a model that has not seen its fold, or (None) by one that has."""
     if fold is None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # vectors that are all the same (embeddings) have no variance to explain
-            fitted = _model(method, len(labels), True).fit(features, labels)
-        return np.asarray(fitted.predict(features) == labels, float)
+            warnings.simplefilter("ignore")  # a separation that is perfect, or vectors of few kinds
+            return np.asarray(
+                _predicted(_model(method, len(labels), True), features, labels, features) == labels, float
+            )
     hits = np.zeros(len(labels))
     for number in np.unique(fold):
         train, test = fold != number, fold == number
-        if len(set(labels[train])) < 2:
-            continue
-        model = _model(method, int(train.sum()), False)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a probe that did not converge is no measurement
-            hits[test] = model.fit(features[train], labels[train]).predict(features[test]) == labels[test]
+            found = _predicted(_model(method, int(train.sum()), False), features[train], labels[train], features[test])
+        hits[test] = found == labels[test]
     return hits
+
+
+def _predicted(model: Any, features: Floats, labels: np.ndarray, others: Floats) -> np.ndarray:
+    """Labels of other vectors. Where vectors of a class do not differ (embeddings of one token), no classifier is
+    defined: then the label of the nearest class mean, the first one of several.
+    """
+    names = np.unique(labels)
+    means = np.stack([features[labels == name].mean(0) for name in names])
+    spread = np.abs(features - means[np.searchsorted(names, labels)]).max()
+    if spread <= 1e-9 * np.abs(features).max():
+        return np.asarray(names[np.square(others[:, None] - means).sum(-1).round(9).argmin(1)])
+    return np.asarray(model.fit(features, labels).predict(others))
 
 
 def _model(method: str, count: int, released: bool) -> Any:
