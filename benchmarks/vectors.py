@@ -7,8 +7,8 @@ Every ratio is the median over rounds in which the two things it compares take t
   prompt, hooks that write the vectors, logits of the last position, rank) / `patch_tuples`. They are checked to agree.
 - passes_released: forward passes of the released loop per forward pass of one cell: it runs the full prompt, the
   receiver, the donor (once per layer of the tuple) and the patched receiver inside the loop over tuples. A count.
-- speedup_tracing: all paths of 1 key per head, with logits and ranks, by depth-first search as released (every branch to
-  the top, every path from its source on, a sort per path; with this repository's exact edge operator) /
+- speedup_tracing: all paths of 1 key per head, with logits and ranks, by depth-first search as released (every branch
+  to the top, every path from its source on, a sort per path; with this repository's exact edge operator) /
   `enumerate_paths`. They are checked to agree. speedup_totals: the sum over *all* paths by enumerating them /
   `backward`, at 8 tokens, where they can still be enumerated.
 - grid_passes: rows times layers that `patch_tuples` runs / those of one forward pass per cell.

@@ -25,7 +25,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     chosen = (circuits["mode"] == "exact") & (circuits["keys"] == circuits["keys"].min())
     drawn = of_models(circuits[chosen], models)
     rows = list(drawn[["model", "task"]].drop_duplicates().itertuples(index=False))
-    figure, axes = plt.subplots(len(rows), len(PANELS), figsize=(FULL_WIDTH, 1.3 * len(rows) + 0.6), squeeze=False, sharex=True)
+    size = (FULL_WIDTH, 1.3 * len(rows) + 0.6)
+    figure, axes = plt.subplots(len(rows), len(PANELS), figsize=size, squeeze=False, sharex=True)
     for row, (model, task) in enumerate(rows):
         for axis, (measure, source) in zip(axes[row], PANELS, strict=True):
             part = drawn[

@@ -44,7 +44,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             axis.set_xlabel("layer" if row == len(models) - 1 else "")
         axes[row, 0].set_ylabel("accuracy")
         for side, colour in colours.items():
-            part = places[(places["model"] == model) & (places["task"] == side[0]) & (places["instruction_id"] == side[1])]
+            part = places[(places["model"] == model) & (places["task"] == side[0])]
+            part = part[part["instruction_id"] == side[1]]
             axes[row, 2].plot(part["first"], part["second"], "o", color=colour, markersize=2.5, label=side[1])
         axes[row, 2].set_title("two principal components")
         axes[row, 2].set_xticks([])

@@ -22,9 +22,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     drawn = of_models(patching[chosen], models)
     columns, tokens = sides(drawn), sorted(set(drawn["token"]))
     colours = dict(zip(tokens, sns.color_palette("viridis", len(tokens)), strict=True))
-    figure, axes = plt.subplots(
-        len(models), len(columns), figsize=(FULL_WIDTH, 1.4 * len(models) + 0.5), squeeze=False, sharex=True, sharey=True
-    )
+    size = (FULL_WIDTH, 1.4 * len(models) + 0.5)
+    figure, axes = plt.subplots(len(models), len(columns), figsize=size, squeeze=False, sharex=True, sharey=True)
     for row, model in enumerate(models):
         for column, (task, instruction) in enumerate(columns):
             axis = axes[row, column]
