@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -112,7 +113,7 @@ def _hits(method: str, features: Floats, labels: np.ndarray, fold: np.ndarray | 
     for number in np.unique(fold):
         train, test = fold != number, fold == number
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a probe that did not converge is no measurement
+            warnings.simplefilter("error", ConvergenceWarning)  # a probe that did not converge is no measurement
             found = _predicted(_model(method, int(train.sum()), False), features[train], labels[train], features[test])
         hits[test] = found == labels[test]
     return hits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +102,7 @@ def _trace(
     if counts.sum() <= settings.most_paths:
         paths = enumerate_paths(network, range(length), target)
         ranked = paths.rank <= settings.rank
-        high = np.bincount(paths.tokens[ranked, 0].numpy(), minlength=length).astype(float)
+        high = np.bincount(paths.tokens[ranked, 0].cpu().numpy(), minlength=length).astype(float)
     tokens = pd.DataFrame(
         {
             "position": range(length),
@@ -109,19 +110,24 @@ def _trace(
             "group": _groups(prompt),
             "paths": counts,
             "high": high,
-            "total": read.sources.numpy(),
+            "total": read.sources.cpu().numpy(),
         }
     )
     values: dict[tuple[str, str], np.ndarray] = {}
     states = spread(whole) if mode == "exact" else None
     for name, places in sources.items():
         if paths is not None:
-            used = paths.tokens[(paths.rank <= settings.rank) & torch.isin(paths.tokens[:, 0], torch.tensor(places))]
+            used = paths.tokens[(paths.rank <= settings.rank) & _starting(paths, places)]
             shape = network.masks.shape[:2]
-            values[name, "activity"] = activity(network, used).numpy() if len(used) else np.full(shape, np.nan)
+            values[name, "activity"] = activity(network, used).cpu().numpy() if len(used) else np.full(shape, np.nan)
         if states is not None:
-            values[name, "flow"] = edge_totals(whole, read, states, places).sum((2, 3)).numpy()
+            values[name, "flow"] = edge_totals(whole, read, states, places).sum((2, 3)).cpu().numpy()
     return tokens, _heads(values)
+
+
+def _starting(paths: Paths, sources: Sequence[int]) -> torch.Tensor:
+    """Which paths start at one of some tokens."""
+    return torch.isin(paths.tokens[:, 0], torch.tensor(sources, device=paths.tokens.device))
 
 
 def _heads(values: dict[tuple[str, str], np.ndarray]) -> pd.DataFrame:
