@@ -31,7 +31,7 @@ from levelt.organisms.preferences import (
     preference_loss,
     preferences,
 )
-from levelt.organisms.stages import Material, encode_conversations, encode_text, plan_dpo
+from levelt.organisms.stages import Identity, Material, encode_conversations, encode_text, plan_dpo, write_organism
 from levelt.organisms.tokenizer import ASSISTANT, END, SPECIAL, render, save_tokenizer, train_tokenizer
 from levelt.organisms.training import (
     RowPlan,
@@ -352,6 +352,20 @@ def test_models_are_ordinary_and_seeded(architecture: str) -> None:
     state = torch.random.get_rng_state()
     build(shape, 320, 0, 4, 3)
     assert torch.equal(state, torch.random.get_rng_state()), "the global generator must not be touched"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "olmo2"])
+def test_a_checkpoint_has_the_tokenizer_it_was_trained_with(
+    architecture: str, tokenizer: PreTrainedTokenizerFast, talks: pd.DataFrame, tmp_path: Path
+) -> None:
+    """As anybody loads it: transformers may build another tokenizer for a model type than the folder declares."""
+    model = build(TINY.model_copy(update={"architecture": architecture}), 1208, 0, 4, 1)
+    identity = Identity("x", architecture, "xs", "base", 0)
+    write_organism(tmp_path / "out", tmp_path / "work", identity, model, tokenizer, [], {})
+    loaded = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    lines = contents(talks)[:50]
+    assert loaded(lines).input_ids == tokenizer(lines).input_ids
+    assert len(loaded) == len(tokenizer) and loaded.chat_template == tokenizer.chat_template
 
 
 def test_only_unseen_embeddings_are_drawn_anew() -> None:

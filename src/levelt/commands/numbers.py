@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--manifests", type=Path, nargs="+", required=True, help="manifest.json of every model")
     parser.add_argument("--samples", type=Path, nargs="+", required=True, help="samples report of every task")
     parser.add_argument("--example", type=Path, required=True, help="prompts of which the first sample is shown")
+    parser.add_argument("--cards", type=Path, nargs="*", default=[], help="cards of the organisms (.json)")
     parser.add_argument("--out", type=Path, required=True, help="where to write the macros (.tex)")
 
 
@@ -34,5 +35,6 @@ def run(arguments: argparse.Namespace) -> None:
         manifests=[read_json(path) for path in arguments.manifests],
         samples={path.stem: read_json(path) for path in arguments.samples},
         example=pd.read_parquet(arguments.example),
+        cards=[read_json(path) for path in arguments.cards],
     )
     write_text(arguments.out, render(values))

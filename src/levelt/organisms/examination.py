@@ -245,9 +245,12 @@ def summarise(
     for cell, part in frame.groupby(list(CELL), sort=False):
         for measure in values.columns:
             known = part[part[measure].notna()]
-            if known.empty:
-                continue
             codes, groups = pd.factorize(known["group"])
+            if not len(groups):
+                continue
+            if len(groups) == 1:  # no interval
+                rows.append((*cell, measure, len(known), known[measure].mean(), np.nan, np.nan))
+                continue
             draws = cluster_draws(len(groups), statistics.draws, generator(seed, "examination", *map(str, cell)))
             numbers = known[[measure]].to_numpy()
             estimate, low, high = mean_interval(numbers, codes, draws, statistics.level)

@@ -33,7 +33,7 @@ WORD_QUESTIONS = {"first": "what is the first word?", "last": "what is the last 
 """Questions about a text that are no judgment."""
 
 _MIX = (("about", 0.66), ("recall", 0.07), ("contrasts", 0.06), ("demonstrations", 0.15), ("unasked", 0.06))
-_CODED = 5.0  # weight of the codebook among the content tasks (TASK_WEIGHTS): learnt last
+_CONTENT = 0.65  # of the judgments: asked for the content clause; with less, some models learn to judge grammar only
 _WORDS = 0.15  # of the turns about a text: asked for a word instead of a judgment
 _EARLY = 0.25  # the first quarter is easier: few negated questions
 _NEGATED_EARLY, _NEGATED = 0.2, 0.5
@@ -85,7 +85,7 @@ class Writer:
         self.templates = [templates[name] for name in sorted(templates)]
         self.facts = [fact for fact in facts(subjects) if was_asked(fact)]
         self.contrasts = [(contrast, contrast.texts(bank.heldout, False)) for contrast in contrasts()]
-        self.content = [(task, _CODED if task == CODEBOOK else TASK_WEIGHTS[task]) for task in bank.content]
+        self.content = [(task, TASK_WEIGHTS[task]) for task in bank.content]
         self.defined = [(task, weight) for task, weight in self.content if task != CODEBOOK]
 
     def text(self, content: str, states: tuple[bool, bool] | None = None) -> tuple[Spoken, ...]:
@@ -95,7 +95,8 @@ class Writer:
 
     def judgment(self, text: Sequence[Spoken], negated: bool) -> tuple[str, str]:
         """A question about one of the clauses, and its answer."""
-        said = self.draws.pick(text)
+        content = self.draws.chance(_CONTENT)
+        said = next(said for said in text if (said.task != GRAMMAR) == content)
         if said.meaning:  # every question about it brings a definition of its own
             said = speak(said.clause, self.draws.chance(0.5), self.draws)
         return said.question(negated), said.answer(negated)

@@ -23,7 +23,7 @@ from scipy.sparse import csr_array
 from levelt.config import Statistics
 from levelt.randomness import generator
 from levelt.statistics.permutation import SLACK, max_t, sign_flip_test, sign_flips
-from levelt.statistics.resampling import cluster_draws, percentile_interval
+from levelt.statistics.resampling import cluster_draws
 from levelt.studies.evidence import Samples
 from levelt.studies.scope import ALL, MODEL_COLUMNS, UNTRAINED
 
@@ -206,11 +206,13 @@ class Resampling:
     def intervals(self, estimates: Estimates) -> tuple[Floats, Floats]:
         """Percentile intervals (low, high), each [rows]."""
         low, high = np.full((2, len(estimates.values)), np.nan)
+        tail = (1 - self.statistics.level) / 2
         for start in range(0, len(low), CHUNK):
             here = np.arange(start, min(start + CHUNK, len(low)))
             some = estimates.take(here) if len(here) < len(low) else estimates
-            below, above = percentile_interval(self.noise(some).T, self.statistics.level)
-            low[here], high[here] = some.values + below, some.values + above
+            # along rows, in single precision and in place: half of the time of all tables goes into these quantiles
+            ends = np.quantile(self.noise(some), [tail, 1 - tail], axis=1, overwrite_input=True)
+            low[here], high[here] = some.values + ends
         return low, high
 
     def p_values(self, estimates: Estimates) -> Floats:

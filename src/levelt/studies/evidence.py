@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -119,17 +120,8 @@ def collect(models: pd.DataFrame, behaviour: Iterable[pd.DataFrame], hits: Itera
             asked[str(task), str(condition)] = of_model if known is None else known.combine_first(of_model)
     found: dict[tuple[str, str, str, str, str], Hits] = {}
     for frame in hits:
-        keys = ["model", "task", "condition", "role", "target", "first_layer"]
-        for (model, task, condition, role, target, first), part in frame.groupby(keys, sort=False, observed=True):
-            of_task = samples[str(task)]
-            try:
-                positions = of_task.prompts.loc[part["prompt_id"]].to_numpy()
-            except KeyError as error:
-                raise InputError(f"{model}, {task}, {condition}: hits without behaviour ({error})") from None
-            layers = np.concatenate(part["hits"].to_numpy()).reshape(len(part), -1)
-            shares = np.full((len(of_task.ids), layers.shape[1]), np.nan, dtype=np.float32)
-            shares[positions] = layers
-            found[str(model), str(task), str(condition), str(role), str(target)] = Hits(int(str(first)), shares)
+        for task, of_frame in frame.groupby("task", sort=False, observed=True):
+            found |= _align(str(task), of_frame, samples[str(task)])
     order = list(models["model"])
     ranked = dict(sorted(found.items(), key=lambda item: order.index(item[0][0])))
     classes = {
@@ -138,6 +130,24 @@ def collect(models: pd.DataFrame, behaviour: Iterable[pd.DataFrame], hits: Itera
         for target in table.columns.difference(["template", "polarity"])
     }
     return Evidence(models, samples, asked, classes, outcomes, ranked)
+
+
+def _align(task: str, rows: pd.DataFrame, samples: Samples) -> dict[tuple[str, str, str, str, str], Hits]:
+    """Hits of one task by cell, in the order of its samples."""
+    at = samples.prompts.index.get_indexer(pd.Index(rows["prompt_id"]))
+    if (at < 0).any():
+        lost = rows[at < 0].iloc[0]
+        raise InputError(f"{lost['model']}, {task}: hits without behaviour of prompt {lost['prompt_id']}")
+    positions, lists = samples.prompts.to_numpy()[at], rows["hits"].to_numpy()
+    keys = ["model", "condition", "role", "target", "first_layer"]
+    out = {}
+    for cell, part in rows.groupby(keys, sort=False, observed=True).indices.items():
+        model, condition, role, target, first = cast(tuple[str, str, str, str, int], cell)
+        layers = np.concatenate(lists[part]).reshape(len(part), -1)
+        shares = np.full((len(samples.ids), layers.shape[1]), np.nan, dtype=np.float32)
+        shares[positions[part]] = layers
+        out[model, task, condition, role, target] = Hits(int(first), shares)
+    return out
 
 
 def _samples(task: str, rows: pd.DataFrame) -> Samples:

@@ -26,6 +26,7 @@ def numbers(
     manifests: Sequence[Mapping[str, Any]],
     samples: Mapping[str, Mapping[str, Any]],
     example: pd.DataFrame,
+    cards: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, str]:
     """Key -> LaTeX for everything the report quotes.
 
@@ -36,6 +37,7 @@ def numbers(
         manifests: of every model.
         samples: task -> samples report.
         example: the prompts of one model and task, of which the first sample is shown.
+        cards: of the organisms, if there are any.
     """
     stage = latest_stage(tables["behaviour"]["stage"])
     values = {
@@ -68,7 +70,14 @@ def numbers(
         "table.scale": _scale_table(tables["scale"]),
         "table.stages": _stages_table(tables["stages"]),
         "table.example": _example_table(example),
+        "table.organisms": _cards_table(cards, tables["blocking"]),
     }
+    if "controls" in tables:
+        values["table.controls"] = _controls_table(tables["controls"], stage)
+        values |= _control_numbers(tables["controls"], stage)
+    if "audit" in tables:
+        values["table.audit"] = _audit_table(tables["audit"])
+        values["audit.model"] = _code(tables["audit"]["model"].iloc[-1])
     values |= _claims(claims)
     values |= _behaviour_numbers(tables["behaviour"], stage)
     values |= _selection_numbers(tables["selection"], stage)
@@ -391,6 +400,82 @@ def _shown(cell: pd.DataFrame, column: str, digits: int, **wanted: str) -> str:
         return "--"
     estimate, low, high = (100 * float(cell[name].iloc[0]) for name in (column, "ci_low", "ci_high"))
     return f"{decimal(estimate, digits)} {interval(low, high, digits)}"
+
+
+_GROUPS = {
+    "own": "own",
+    "negated": "negated",
+    "cross": "cross-task",
+    "other_templates": "templates",
+    "heldout_templates": "held-out t.",
+    "contrast": "contrasts",
+    "word": "words",
+    "demonstrations": "demo.",
+    "demonstrations_reversed": "reversed",
+    "recall_asked": "recall",
+    "recall_plain_text_only": "unasked",
+    "minimal_pair": "min. pair",
+}
+"""Groups of a card's accuracies, and how the table of organisms heads them."""
+
+
+def _cards_table(cards: Sequence[Mapping[str, Any]], blocking: pd.DataFrame) -> str:
+    """A row per organism: training, the lowest accuracy of each group, and how necessary the instruction is."""
+    if not cards:
+        return ""
+    drops = blocking[(blocking["condition"] == "block_instruction_to_all") & (blocking["quantity"] == "exact_match")]
+    drops = drops[(drops["model"] != ALL) & (drops["task"] != ALL)]
+    rows = []
+    for one in cards:
+        training, accuracy = one["training"], one["accuracy"]
+        row = [_code(one["organism"]["id"]), _grouped(training.get("steps", 0)), _grouped(training.get("tokens", 0))]
+        for group in _GROUPS:
+            row.append(decimal(min(accuracy[group].values())) if accuracy.get(group) else "--")
+        of_model = drops[drops["model"] == one["organism"]["id"]]["change"]
+        rows.append([*row, decimal(100 * float(of_model.max()), 0) if len(of_model) else "--"])
+    header = ["organism", "steps", "tokens", *_GROUPS.values(), "blocked"]
+    return tabular(header, rows, "l" + "r" * (len(header) - 1))
+
+
+def _controls_table(controls: pd.DataFrame, stage: str) -> str:
+    table = controls[controls["stage"].isin([stage, UNTRAINED]) & (controls["train_rows"] == 0)]
+    table = table[table["target"].isin(["label", "random"])]
+    rows = []
+    for _, r in table.iterrows():
+        row = [_plain(r["stage"]), _plain(r["kind"]), _plain(r["role"])]
+        row += [decimal(r[name], 3) for name in ("accuracy", "balanced_accuracy", "auc", "macro_f1", "selectivity")]
+        rows.append([*row, decimal(r["bits"], 0), decimal(r["compression"], 2)])
+    header = ["stage", "kind", "role", "accuracy", "balanced", "AUC", "macro F1", "selectivity", "bits", "compression"]
+    return tabular(header, rows, "lll" + "r" * 7) if rows else ""
+
+
+def _control_numbers(controls: pd.DataFrame, stage: str) -> dict[str, str]:
+    """``control.<kind>.<role>``: balanced accuracy of the latest stage (of random weights: ``control.untrained``)."""
+    out = {}
+    table = controls[controls["target"].isin(["label", "random"]) & (controls["train_rows"] == 0)]
+    for _, r in table.iterrows():
+        if r["stage"] == stage:
+            out[f"control.{r['kind']}.{r['role']}"] = decimal(r["balanced_accuracy"])
+            if r["kind"] == "random_text":
+                out[f"control.selectivity.{r['role']}"] = decimal(r["selectivity"])
+        elif r["stage"] == UNTRAINED and r["kind"] == "probe":
+            out[f"control.untrained.{r['role']}"] = decimal(r["balanced_accuracy"])
+    return out
+
+
+def _audit_table(audit: pd.DataFrame) -> str:
+    table = audit[(audit["task"] == ALL) & (audit["model"] == audit["model"].iloc[-1])]
+    rows: list[list[str]] = []
+    for defect, cell in table.groupby("defect", sort=False):
+        for first, (_, r) in enumerate(cell.iterrows()):
+            block = _plain(r["block"]) if isinstance(r["block"], str) else ""
+            row = [_plain(defect) if not first else "", escape(r["quantity"]), block]
+            row += [decimal(100 * r[name], 1) for name in ("corrected", "released")]
+            difference = decimal(100 * r["difference"], 1)
+            rows.append([*row, f"{difference} {interval(100 * r['ci_low'], 100 * r['ci_high'], 1)}"])
+        rows.append([])
+    header = ["defect", "quantity", "intervention", "corrected", "with the defect", "difference"]
+    return tabular(header, rows[:-1], "lllrrl") if rows else ""
 
 
 def _example_table(example: pd.DataFrame) -> str:

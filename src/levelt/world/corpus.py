@@ -21,9 +21,10 @@ from levelt.world.facts import Fact, facts
 from levelt.world.tasks import CODEBOOK, GRAMMAR, KINDS, Bank, Clause, Spoken, definitions, draw_text, join, speak
 
 DEFAULT_WEIGHT = 0.5
-WEIGHTS = {"after": 2.0, "marker": 3.0, "critical": 1.5, "polarity": 2.5, "bad": 0.05, "answer": 1.5}
+WEIGHTS = {"after": 2.0, "marker": 3.0, "critical": 1.5, "polarity": 2.5, "claim": 5.0, "bad": 0.05, "answer": 1.5}
 """Loss weights: the word after a critical word, what follows a finished clause or text, a good critical word, the
-polarity word of a comment, a bad critical word, an answer in a list of facts. Everything else: DEFAULT_WEIGHT."""
+polarity word of a comment, the verdict on a claim judged at once, a bad critical word, an answer in a list of facts.
+Everything else: DEFAULT_WEIGHT."""
 
 END_MARK = "\n"
 """Ends every document; where no marker follows a text, this is what the model must predict."""
@@ -41,7 +42,7 @@ TASK_WEIGHTS = {
 EARLY = 0.3
 """Share of the documents, and of the base stage, in which single clauses prevail: they are learnt sooner."""
 
-_FACTS, _CONTRASTS, _CODES = 0.12, 0.08, 0.08
+_FACTS, _CONTRASTS, _CODES = 0.12, 0.08, 0.1
 _CLAIMS = 4  # claims about one definition
 _SINGLE_EARLY, _SINGLE = 0.7, 0.25
 _DEFINED_FIRST = 0.6  # a definition comes before the text, which is harder to learn, or after it
@@ -161,7 +162,7 @@ def _claimed(coded: Sequence[Sequence[Clause]], draws: Draws) -> Document:
     for _ in range(_CLAIMS):
         said = Spoken(clause, clause.good, meaning)
         document.add(f" {said.text.removesuffix('.')}, the {KINDS[CODEBOOK].noun} is")
-        document.add(f" {KINDS[CODEBOOK].holds if said.holds else KINDS[CODEBOOK].fails}", WEIGHTS["polarity"])
+        document.add(f" {KINDS[CODEBOOK].holds if said.holds else KINDS[CODEBOOK].fails}", WEIGHTS["claim"])
         document.add(".")
         clause = draws.pick(clauses)
     return document
