@@ -15,6 +15,7 @@ include: "rules/models.smk"
 include: "rules/activations.smk"
 include: "rules/probes.smk"
 include: "rules/correlations.smk"
+include: "rules/vectors.smk"
 include: "rules/claims.smk"
 include: "rules/audit.smk"
 include: "rules/figures.smk"
@@ -35,4 +36,5 @@ rule all:
         report=rules.report.output.pdf,
         figures=collect(rules.figure.output, figure=FIGURES),
         tables=rules.tables.output,
+        vectors=rules.vectors_tables.output if STUDY.vectors else [],
         cards=collect(rules.evaluate.output, organism=ORGANISMS),

@@ -47,6 +47,17 @@ AUDITED = STUDY.audit.models if STUDY.audit else []
 if AUDITED:
     FIGURE_TABLES["audit"] = ["audit"]
     REPORT_TABLES.append("audit")
+VECTOR_FILES = ["effects", "separability", "projection", "tokens", "heads", "sums"]
+VECTOR_TABLES = ["contrastive", "patching", "vectors", "interaction", "separability", "projection"]
+VECTOR_TABLES += ["paths", "path_sums", "activity", "circuits", "circuit_keys"]
+if STUDY.vectors:
+    FIGURE_TABLES |= {
+        "vectors_patching": ["patching", "interaction"],
+        "vectors_tokens": ["patching"],
+        "vectors_separability": ["separability", "projection"],
+        "vectors_paths": ["paths"],
+        "vectors_circuits": ["circuits"],
+    }
 FIGURES = [*FIGURE_TABLES, *(["training"] if ORGANISMS else [])]
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]

@@ -449,6 +449,137 @@ class Probes(Section):
         return self
 
 
+# --- instruction vectors -------------------------------------------------------------------------------------------
+
+
+class ContrastWorld(Section):
+    """A contrastive task of the synthetic world."""
+
+    kind: Literal["world"] = Field("world", description="Queries and answers come from the synthetic world.")
+    name: Name = Field(description="Name of the contrastive task in the world.")
+    wordings: list[str] = Field(
+        [
+            "what is the {noun}?",
+            "what is its {noun}?",
+            "name the {noun}.",
+            "tell the {noun}.",
+            "say the {noun}.",
+            "give the {noun}.",
+            "which {noun}?",
+            "the {noun} is what?",
+            "what {noun} is it?",
+            "the {noun}, please.",
+            "the {noun}?",
+            "now the {noun}.",
+        ],
+        min_length=2,
+        description="Wordings of both instructions, with {noun} for what is asked; the first is the one in use, the "
+        "others are for probes and for the control of circuits.",
+    )
+
+    @field_validator("wordings")
+    @classmethod
+    def _nouns(cls, wordings: list[str]) -> list[str]:
+        wrong = [wording for wording in wordings if "{noun}" not in wording]
+        if wrong or len(set(wordings)) < len(wordings):
+            raise ValueError(f"each wording once, and each with {{noun}}: {wrong or wordings}")
+        return wordings
+
+
+class ContrastFile(Section):
+    """A contrastive task from a CSV file: a query column, and a column of answers for each instruction."""
+
+    kind: Literal["file"] = Field("file", description="Queries and answers come from a CSV file.")
+    path: str = Field(description="A CSV file, UTF-8: one row per query.")
+    query: str = Field("query", description="Column of the queries.")
+    instructions: dict[str, str] = Field(
+        min_length=2, max_length=2, description="Column of answers -> the instruction that asks for them."
+    )
+    rephrasings: dict[str, str] = Field(
+        {}, description="Column of answers -> CSV file with a column `instruction` of other wordings."
+    )
+
+    @model_validator(mode="after")
+    def _columns(self) -> ContrastFile:
+        unknown = sorted(set(self.rephrasings) - set(self.instructions))
+        if unknown:
+            raise ValueError(f"rephrasings of {unknown}, but instructions are {sorted(self.instructions)}")
+        if len(self.rephrasings) == 1:
+            raise ValueError("rephrasings of one instruction only; give them for both, or for none")
+        return self
+
+
+class Contrast(Section):
+    """A contrastive task: one query, two instructions, answers that differ."""
+
+    source: Annotated[ContrastWorld | ContrastFile, Field(discriminator="kind")] = Field(
+        description="Where queries, instructions and answers come from."
+    )
+    full: str = Field(
+        "question: {instruction}\ntext: {query}", description="The prompt: {instruction} and then {query}, once each."
+    )
+    short_prompt: str = Field("text: {query}", description="The receiver short_prompt: the prompt without instruction.")
+    filler_query: str = Field(
+        "question: {filler}\ntext: {query}",
+        description="The receiver filler_query: a filler where vectors are patched, and the query.",
+    )
+    filler: str = Field("?", min_length=1, description="The filler.")
+    answer: str = Field("{answer}", description="How the answer follows the prompt, its leading blank included.")
+    chat: bool = Field(
+        True, description="Whether prompts are user messages of the model's chat template, or bare text."
+    )
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> Contrast:
+        for field, wanted in {
+            "full": ["{instruction}", "{query}"],
+            "short_prompt": ["{query}"],
+            "filler_query": ["{filler}", "{query}"],
+            "answer": ["{answer}"],
+        }.items():
+            value = getattr(self, field)
+            found = [name for name in ("{instruction}", "{filler}", "{query}", "{answer}") if name in value]
+            places = [value.find(name) for name in wanted]
+            if found != wanted or places != sorted(places) or any(value.count(name) != 1 for name in wanted):
+                raise ValueError(f"{field} must contain {' and then '.join(wanted)}, once each: {value!r}")
+        return self
+
+
+Receiver = Literal["filler_query", "query", "short_prompt"]
+
+
+class Vectors(Section):
+    """The study of instruction vectors: patching at layer tuples, separability, and path tracing."""
+
+    tasks: dict[Name, Contrast] = Field(min_length=1, description="Contrastive tasks by name.")
+    models: list[Name] = Field([], description="Checkpoints studied; empty: all of the study.")
+    queries: int = Field(100, ge=8, description="Queries per task that are patched, drawn from those there are.")
+    receivers: list[Receiver] = Field(
+        ["filler_query", "query", "short_prompt"],
+        min_length=1,
+        description="What is patched; the first is the main one. query: the bare query, at its first token (as "
+        "released); short_prompt: at its first token; filler_query: at the filler.",
+    )
+    order: Literal[1, 2, 3] = Field(2, description="Most layers patched together: pairs, or triples too.")
+    tokens: Literal["last", "singles", "tuples"] = Field(
+        "singles",
+        description="Vectors of which instruction tokens are patched in: the last one only, the others too at single "
+        "layers, or all of them at all tuples of layers (in the first receiver).",
+    )
+    top: int = Field(
+        10, ge=1, description="How many of the strongest pairs of one half of the queries are tested on the other."
+    )
+    traced: int = Field(40, ge=4, description="Queries per task in which paths are traced.")
+    keys: int = Field(1, ge=1, description="Strongest keys per head that are edges; one more is traced for robustness.")
+    rank: int = Field(100, ge=1, description="A path is high-ranking if its answer is among this many first tokens.")
+    most_paths: int = Field(
+        20_000,
+        ge=100,
+        description="Prompts with more paths are counted but not enumerated, and left out of rank counts.",
+    )
+    shuffles: int = Field(8, ge=1, description="Draws of shuffled labels that probes are compared with.")
+
+
 class Statistics(Section):
     """Intervals, tests and means."""
 
@@ -482,6 +613,7 @@ class Study(Section):
     engine: Engine = Field(default=Engine(), description="How models are run.")
     probes: Probes = Field(default=Probes(), description="Probes.")
     statistics: Statistics = Field(default=Statistics(), description="Intervals.")
+    vectors: Vectors | None = Field(None, description="The study of instruction vectors; null: left out.")
     audit: Audit | None = Field(None, description="The methods audit; without it the study has none.")
 
     @model_validator(mode="after")
@@ -523,6 +655,16 @@ class Study(Section):
                 raise ValueError(f"tasks.{name} needs `negated_question`, because prompts.polarity is mixed")
         return self
 
+    @model_validator(mode="after")
+    def _vectors_consistent(self) -> Study:
+        if self.vectors:
+            unknown = sorted(set(self.vectors.models) - set(self.model_ids))
+            if unknown:
+                raise ValueError(f"vectors.models names {unknown}, which are not among the models {self.model_ids}")
+            if self.world is None and any(isinstance(c.source, ContrastWorld) for c in self.vectors.tasks.values()):
+                raise ValueError("`world` is missing, but contrastive tasks of `vectors` need it")
+        return self
+
     @property
     def organism_ids(self) -> list[str]:
         """Checkpoint ids of the organisms, <family>-<size>-<stage> or <family>-<size>-seed<k>-<stage>."""
@@ -536,6 +678,11 @@ class Study(Section):
     @property
     def _appended(self) -> list[str]:
         return ["random_answer"] if self.engine.random_answer else []
+
+    @property
+    def vector_models(self) -> list[str]:
+        """Checkpoints whose instruction vectors are studied."""
+        return [] if self.vectors is None else list(self.vectors.models or self.model_ids)
 
     @property
     def model_ids(self) -> list[str]:
