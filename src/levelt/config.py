@@ -8,6 +8,7 @@ exactly the keys its rule names, so that what a stage can depend on is what its 
 from __future__ import annotations
 
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -319,6 +320,91 @@ class Probes(Section):
     bound: float = Field(1e-8, gt=0, description="Largest certified distance from the optimal loss, in nats.")
 
 
+class WorldFacts(Section):
+    """The facts of the synthetic world."""
+
+    kind: Literal["world"] = Field("world", description="Countries and cities, artists and songs, actors and films.")
+
+
+class FactsFile(Section):
+    """A table of facts."""
+
+    kind: Literal["file"] = Field("file", description="The facts come from a CSV file.")
+    path: str = Field(description="A .csv file, UTF-8, a row per answer: columns relation, subject, answer.")
+
+
+class ListingFiles(Section):
+    """Prompts with their answers as the released code of the paper has them."""
+
+    kind: Literal["listings"] = Field("listings", description="The prompts come from the authors' JSON Lines files.")
+    paths: list[str] = Field(min_length=3, max_length=3, description="The files of answer steps 1, 2 and 3.")
+    relation: Name = Field(description="What is listed, for the tables (songs, cities, ...).")
+
+
+class RecallTemplate(Section):
+    """How a list of answers is asked for and written."""
+
+    user: str = Field(description="The request, with {relation} (what is listed, plural) and {subject} once each.")
+    lead: str = Field(description="What the answer begins with, such as `they are` or ` 1.`; the first item follows.")
+    separator: str = Field(", | and ", description="Regular expression that parts two items of a generated list.")
+    between: str = Field(
+        ", ", description="What is written between two items of a given list; {number} is the next item's number."
+    )
+    trim: str = Field(" \n\"'_*.,", description="Characters taken off both ends of an item.")
+    chat: bool = Field(True, description="Whether the request is a chat message, or plain text in front of `lead`.")
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> RecallTemplate:
+        for placeholder in ("{relation}", "{subject}"):
+            if self.user.count(placeholder) != 1:
+                raise ValueError(f"user must contain {placeholder} once: {self.user!r}")
+        try:
+            re.compile(self.separator)
+        except re.error as error:
+            raise ValueError(f"separator {self.separator!r} is not a regular expression ({error})") from None
+        return self
+
+
+class Tracing(Section):
+    """Causal tracing of the recall study."""
+
+    subjects: int = Field(100, ge=0, description="Subjects traced of each relation and template; 0 for no tracing.")
+    draws: int = Field(10, ge=1, description="Draws of the noise, shared by all cells of a prompt.")
+    sigmas: float = Field(3.0, gt=0, description="Standard deviation of the noise, in spreads of the embeddings.")
+    window: int | None = Field(
+        None, ge=1, description="Layers restored around each centre. Default: the published 10 of 32, to scale."
+    )
+
+
+class Recall(Section):
+    """The recall study: how a list of several answers is produced without repetition."""
+
+    models: list[Name] = Field([], description="Checkpoints studied; none named: all.")
+    source: Annotated[WorldFacts | FactsFile | ListingFiles, Field(discriminator="kind")] = Field(
+        default=WorldFacts(), description="Where subjects and answers come from."
+    )
+    templates: dict[Name, RecallTemplate] = Field({}, description="Wordings by name (none for `listings`).")
+    lists: Literal["generated", "given"] = Field(
+        "generated",
+        description="generated: the model's own greedy lists, kept if distinct and correct (as published); given: the "
+        "first three answers of the facts, whether or not the model would say so.",
+    )
+    collisions: Literal["drop", "flag"] = Field(
+        "drop", description="Lists in which two of subject and answers begin with the same token: leave out, or mark."
+    )
+    max_new_tokens: int = Field(48, ge=4, description="Most tokens generated for a list.")
+    tracing: Tracing = Field(default=Tracing(), description="Causal tracing.")
+
+    @model_validator(mode="after")
+    def _has_templates(self) -> Recall:
+        if bool(self.templates) == isinstance(self.source, ListingFiles):
+            raise ValueError(
+                "templates are needed for facts, and only for them: listings bring their own wording "
+                f"(source {self.source.kind}, templates {list(self.templates)})"
+            )
+        return self
+
+
 class Statistics(Section):
     """Intervals."""
 
@@ -341,6 +427,7 @@ class Study(Section):
     engine: Engine = Field(default=Engine(), description="How models are run.")
     probes: Probes = Field(default=Probes(), description="Probes.")
     statistics: Statistics = Field(default=Statistics(), description="Intervals.")
+    recall: Recall | None = Field(None, description="The recall study; left out, the study has no such part.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -361,6 +448,12 @@ class Study(Section):
                 f"engine.interventions {self.engine.interventions} change the instruction_first prompts, but "
                 f"prompts.variations is {self.prompts.variations}"
             )
+        if self.recall:
+            absent = sorted(set(self.recall.models) - set(self.model_ids))
+            if absent:
+                raise ValueError(f"recall.models names {absent}, which are not among the models {self.model_ids}")
+            if isinstance(self.recall.source, WorldFacts) and self.world is None:
+                raise ValueError("`world` is missing, but recall asks for its facts")
         clash = sorted(set(self.organism_ids) & set(self.checkpoints))
         if clash:
             raise ValueError(f"checkpoints {clash} have the id of an organism")
@@ -388,6 +481,11 @@ class Study(Section):
     def conditions(self) -> list[str]:
         """Conditions in which every model is read: the prompt variations, then the interventions."""
         return [*self.prompts.variations, *self.engine.interventions]
+
+    @property
+    def recall_ids(self) -> list[str]:
+        """Checkpoint ids of the recall study."""
+        return (self.recall.models or self.model_ids) if self.recall else []
 
     @property
     def model_ids(self) -> list[str]:
@@ -431,7 +529,8 @@ def load(path: str | Path) -> Study:
 def _explain(error: ValidationError, where: str) -> str:
     sentences = []
     for item in error.errors(include_url=False):
-        field = ".".join(str(part) for part in item["loc"] if part not in ("world", "file") or len(item["loc"]) == 1)
+        kinds = ("world", "file", "listings") if len(item["loc"]) > 1 else ()
+        field = ".".join(str(part) for part in item["loc"] if part not in kinds)
         message = item["msg"].removeprefix("Value error, ")
         match item["type"]:
             case "extra_forbidden":
