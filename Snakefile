@@ -15,6 +15,7 @@ include: "rules/models.smk"
 include: "rules/activations.smk"
 include: "rules/probes.smk"
 include: "rules/correlations.smk"
+include: "rules/recall.smk"
 include: "rules/figures.smk"
 include: "rules/paper.smk"
 

@@ -22,7 +22,8 @@ STAGES = {
     "prompts": ["prompts"],
     "activations": ["read"],
     "probes": ["probe"],
-    "correlations": ["tables"],
+    "recall": ["recall"],
+    "correlations": ["tables", "recall_tables"],
     "figures": ["figure"],
     "paper": ["numbers", "report"],
 }
