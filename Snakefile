@@ -22,7 +22,7 @@ include: "rules/paper.smk"
 
 wildcard_constraints:
     model="|".join(MODELS),
-    shape="|".join(SHAPES) or "none",
+    run="|".join(RUNS) or "none",
     task="|".join(TASKS),
     condition="|".join(CONDITIONS),
     figure="|".join(FIGURES),
@@ -34,3 +34,4 @@ rule all:
         report=rules.report.output.pdf,
         figures=collect(rules.figure.output, figure=FIGURES),
         tables=rules.tables.output,
+        cards=collect(rules.evaluate.output, organism=ORGANISMS),

@@ -52,7 +52,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from levelt.config import Engine
-from levelt.engine.attention import check_plan
+from levelt.engine.attention import plan_positions
 from levelt.engine.capture import Read, capture, sweep
 from levelt.engine.generate import Batch, plan_batches
 from levelt.engine.plans import CONDITIONS, condition
@@ -165,7 +165,7 @@ PLANS = tuple(name for name in CONDITIONS if not name.endswith("_as_released"))
 
 def nine_conditions(decoder: Decoder, conditions: dict[str, list[Prompt]], batch_tokens: int) -> None:
     """instruction_first plain and under six plans, sample_first, demonstrations: three roles and logits of each."""
-    check_plan.cache_clear()  # a study asks for each prompt's plan once
+    plan_positions.cache_clear()  # a study asks for each prompt's plan once
     reads = [*THREE_ROLES, Read("logits", "decision")]
     plans = {"instruction_first": None} | {name: condition(name) for name in PLANS}
     found = sweep(decoder, conditions["instruction_first"], plans, reads, token_ids=OPTIONS, batch_tokens=batch_tokens)

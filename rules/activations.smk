@@ -1,30 +1,39 @@
-# One pass through a model per task: activations of every condition, and the answers.
+# One pass through a model for a group of tasks: activations of every condition, and the answers.
+#
+# Starting torch costs seconds, so a job covers `engine.tasks_per_job` tasks. Each group of tasks has a rule of its own
+# (read, read_2, ...), since one job has one list of outputs.
 
 
-rule read:
-    """Run one model on the prompts of one task: keep the activations of the token roles, and the greedy answers."""
-    input:
-        prompts=rules.prompts.output.prompts,
-        manifest=f"{DATA}/models/{{model}}/manifest.json",
-        weights=ancient(weights_of_model),
-        code=code("read"),
-    output:
-        activations=expand(
-            f"{DATA}/activations/{{{{model}}}}/{{{{task}}}}/{{condition}}.safetensors", condition=CONDITIONS
-        ),
-        manifest=f"{DATA}/activations/{{model}}/{{task}}/manifest.json",
-        behaviour=f"{DATA}/behaviour/{{model}}/{{task}}.parquet",
-    log:
-        f"{LOGS}/read/{{model}}/{{task}}.log",
-    benchmark:
-        f"{BENCHMARKS}/read/{{model}}/{{task}}.tsv"
-    threads: STUDY.engine.threads
-    params:
-        settings=settings("engine", "probes.roles"),
-        folder=subpath(output.manifest, parent=True),
-    message:
-        "reading {wildcards.model} on {wildcards.task}"
-    shell:
-        "levelt read --settings {params.settings:q} --task {wildcards.task} --model-manifest {input.manifest}"
-        " --prompts {input.prompts} --activations {params.folder} --behaviour {output.behaviour}"
-        " --manifest {output.manifest} 2> {log}"
+for number, group in enumerate(TASK_GROUPS, start=1):
+
+    rule:
+        name:
+            "read" if number == 1 else f"read_{number}"
+        input:
+            prompts=lambda wildcards, group=group: expand(
+                f"{DATA}/prompts/{prompts_of(wildcards.model)}/{{task}}.parquet", task=group
+            ),
+            manifest=f"{DATA}/models/{{model}}/manifest.json",
+            weights=ancient(weights_of_model),
+            code=code("read"),
+        output:
+            activations=expand(
+                f"{ACTIVATIONS}/{{condition}}.safetensors", task=group, condition=CONDITIONS, allow_missing=True
+            ),
+            manifests=expand(f"{ACTIVATIONS}/manifest.json", task=group, allow_missing=True),
+            behaviour=expand(BEHAVIOUR, task=group, allow_missing=True),
+        log:
+            f"{LOGS}/read/{{model}}/{group[0]}.log",
+        benchmark:
+            f"{BENCHMARKS}/read/{{model}}/{group[0]}.tsv"
+        threads: STUDY.engine.threads
+        params:
+            settings=settings("engine", "probes.roles"),
+            tasks=group,
+            activations=lambda wildcards: f"{DATA}/activations/{wildcards.model}",
+            behaviour=lambda wildcards: f"{DATA}/behaviour/{wildcards.model}",
+        message:
+            "reading {wildcards.model} on {params.tasks}"
+        shell:
+            "levelt read --settings {params.settings:q} --model-manifest {input.manifest} --tasks {params.tasks}"
+            " --prompts {input.prompts} --activations {params.activations} --behaviour {params.behaviour} 2> {log}"

@@ -25,7 +25,7 @@ except InputError as error:
 
 MODELS = STUDY.model_ids
 ORGANISMS = STUDY.organism_ids
-SHAPES = list(STUDY.organisms.shapes) if STUDY.organisms else []
+RUNS = {run: (shape, seed) for run, shape, seed in STUDY.organisms.runs} if STUDY.organisms else {}
 TASKS = list(STUDY.tasks)
 CONDITIONS = STUDY.conditions
 WORLD_TASKS = [name for name, task in STUDY.tasks.items() if isinstance(task.source, WorldSource)]
@@ -55,16 +55,21 @@ ORGANISM_FILES = [
     *TOKENIZER_FILES,
     "training.csv",
 ]
-TRAINING = ["seed", "world", "organisms.threads", "organisms.shapes.{shape}"]
+TRAINING = ["seed", "world", "organisms.threads", "organisms.shapes.{shape}"]  # see settings_of_run
 TRAINING_TEMPLATES = (
     ["organisms.templates", *(f"templates.{name}" for name in STUDY.organisms.templates)] if STUDY.organisms else []
 )
 TRAINING_THREADS = STUDY.organisms.threads if STUDY.organisms else 1
 
+TASKS_PER_JOB = STUDY.engine.tasks_per_job
+TASK_GROUPS = [TASKS[first : first + TASKS_PER_JOB] for first in range(0, len(TASKS), TASKS_PER_JOB)]
+
 DATA = f"data/{STUDY.study}"
 WORLD = f"{DATA}/world"
 FIGURE = f"figures/{STUDY.study}"
 PAPER = f"paper/{STUDY.study}"
+ACTIVATIONS = f"{DATA}/activations/{{model}}/{{task}}"
+BEHAVIOUR = f"{DATA}/behaviour/{{model}}/{{task}}.parquet"
 LOGS = f"logs/{STUDY.study}"
 BENCHMARKS = f"benchmarks/results/{STUDY.study}"
 
@@ -99,12 +104,21 @@ def sample_source(wildcards):
     return source.path
 
 
-def tokenizer_of_model(wildcards):
-    """The tokenizer files of a model trained here; those of another checkpoint are hashed in its manifest."""
-    if wildcards.model not in ORGANISMS:
-        return []
-    folder = f"{DATA}/models/{wildcards.model}"
-    return [f"{folder}/{name}" for name in TOKENIZER_FILES]
+def prompts_of(model):
+    """Whose prompts a model reads: all organisms share one tokenizer, so theirs are made once."""
+    return "organisms" if model in ORGANISMS else model
+
+
+def prompts_of_model(wildcards):
+    """The prompts a model reads for one task."""
+    return f"{DATA}/prompts/{prompts_of(wildcards.model)}/{wildcards.task}.parquet"
+
+
+def tokenizer_of_prompts(wildcards):
+    """What prompts are rendered with: the organisms' tokenizer, or the manifest of a checkpoint, which hashes its own."""
+    if wildcards.tokenizer == "organisms":
+        return [f"{DATA}/models/tokenizer/{name}" for name in TOKENIZER_FILES]
+    return [f"{DATA}/models/{wildcards.tokenizer}/manifest.json"]
 
 
 def weights_of_model(wildcards):
@@ -115,7 +129,7 @@ def weights_of_model(wildcards):
 def tables_of_figure(wildcards):
     """The tables a figure is drawn from."""
     if wildcards.figure == "training":
-        return [f"{DATA}/models/{model}/training.csv" for model in ORGANISMS]
+        return [f"{DATA}/models/{model}/training.csv" for model in ORGANISMS if not model.endswith("-untrained")]
     return [f"{DATA}/tables/{name}.csv" for name in FIGURE_TABLES[wildcards.figure]]
 
 

@@ -1,11 +1,11 @@
-# The tables of the asymmetry study: behaviour, information, and how they go together.
+# The tables of the asymmetry study: behaviour, information, and every comparison made of them.
 
 
 rule tables:
     """All tables of the study, from the behaviour and probe results of every model and task."""
     input:
         manifests=expand(f"{DATA}/models/{{model}}/manifest.json", model=MODELS),
-        behaviour=expand(rules.read.output.behaviour, model=MODELS, task=TASKS),
+        behaviour=expand(BEHAVIOUR, model=MODELS, task=TASKS),
         probes=expand(rules.probe.output.probes, model=MODELS, task=TASKS),
         hits=expand(rules.probe.output.hits, model=MODELS, task=TASKS),
         code=code("tables"),
@@ -13,8 +13,20 @@ rule tables:
         behaviour=f"{DATA}/tables/behaviour.csv",
         agreement=f"{DATA}/tables/agreement.csv",
         probes=f"{DATA}/tables/probes.csv",
+        information=f"{DATA}/tables/information.csv",
+        best_layers=f"{DATA}/tables/best_layers.csv",
+        depth=f"{DATA}/tables/depth.csv",
+        spread=f"{DATA}/tables/spread.csv",
         correlations=f"{DATA}/tables/correlations.csv",
         blocking=f"{DATA}/tables/blocking.csv",
+        blocking_layers=f"{DATA}/tables/blocking_layers.csv",
+        unrelated=f"{DATA}/tables/unrelated.csv",
+        selection=f"{DATA}/tables/selection.csv",
+        selection_layers=f"{DATA}/tables/selection_layers.csv",
+        codebook=f"{DATA}/tables/codebook.csv",
+        scale=f"{DATA}/tables/scale.csv",
+        stages=f"{DATA}/tables/stages.csv",
+        stage_layers=f"{DATA}/tables/stage_layers.csv",
     log:
         f"{LOGS}/tables.log",
     benchmark:
@@ -24,7 +36,7 @@ rule tables:
         settings=settings("seed", "statistics"),
         folder=subpath(output.behaviour, parent=True),
     message:
-        "tabulating behaviour, information and correlations of study {STUDY.study}"
+        "tabulating behaviour, information and comparisons of study {STUDY.study}"
     shell:
         "levelt tables --settings {params.settings:q} --manifests {input.manifests} --behaviour {input.behaviour}"
         " --probes {input.probes} --hits {input.hits} --out {params.folder} 2> {log}"

@@ -1,12 +1,31 @@
 # Models: organisms trained here from the world's text, and checkpoints that already exist.
+import json
+
+
+def shape_of_run(wildcards):
+    """The shape that a training run has; several runs (seeds) may share one."""
+    return RUNS[wildcards.run][0]
+
+
+def settings_of_run(*keys):
+    """`settings` for a training run: of the seeds of its shape it gets its own, so that a new seed retrains nothing."""
+
+    def of_job(wildcards):
+        shape, seed = RUNS[wildcards.run]
+        values = json.loads(settings_json(STUDY, *(key.format(shape=shape) for key in keys)))
+        values[f"organisms.shapes.{shape}"]["seeds"] = [seed]
+        return json.dumps(values, ensure_ascii=False, sort_keys=True)
+
+    return of_job
 
 
 rule instructions:
-    """Conversations for instruction tuning, laid out with the study's own templates."""
+    """Conversations for instruction tuning and preference pairs, laid out with the study's own templates."""
     input:
         code=code("instructions"),
     output:
         conversations=f"{WORLD}/instructions.parquet",
+        preferences=f"{WORLD}/preferences.parquet",
     log:
         f"{LOGS}/instructions.log",
     benchmark:
@@ -17,7 +36,8 @@ rule instructions:
     message:
         "writing the conversations of instruction tuning"
     shell:
-        "levelt instructions --settings {params.settings:q} --out {output.conversations} 2> {log}"
+        "levelt instructions --settings {params.settings:q} --out {output.conversations}"
+        " --preferences {output.preferences} 2> {log}"
 
 
 rule tokenizer:
@@ -44,6 +64,32 @@ rule tokenizer:
         " --out {params.folder} 2> {log}"
 
 
+rule untrained:
+    """The initial weights of one organism: what the architecture shows before it has read anything."""
+    input:
+        tokenizer=rules.tokenizer.output.vocabulary,
+        template=rules.tokenizer.output.others,
+        code=code("train"),
+    output:
+        manifest=f"{DATA}/models/{{run}}-untrained/manifest.json",
+        files=expand(f"{DATA}/models/{{{{run}}}}-untrained/{{name}}", name=ORGANISM_FILES),
+    log:
+        f"{LOGS}/train/{{run}}-untrained.log",
+    benchmark:
+        f"{BENCHMARKS}/train/{{run}}-untrained.tsv"
+    threads: 1
+    params:
+        settings=settings_of_run(*TRAINING),
+        shape=shape_of_run,
+        tokenizer=subpath(input.tokenizer, parent=True),
+        folder=subpath(output.manifest, parent=True),
+    message:
+        "drawing the initial weights of {wildcards.run}"
+    shell:
+        "levelt train --stage untrained --settings {params.settings:q} --shape {params.shape}"
+        " --tokenizer {params.tokenizer} --out {params.folder} 2> {log}"
+
+
 rule pretrain:
     """Base stage of one organism: plain text from nothing."""
     input:
@@ -52,21 +98,22 @@ rule pretrain:
         text=rules.world.output.text,
         code=code("train"),
     output:
-        manifest=f"{DATA}/models/{{shape}}-base/manifest.json",
-        files=expand(f"{DATA}/models/{{{{shape}}}}-base/{{name}}", name=ORGANISM_FILES),
+        manifest=f"{DATA}/models/{{run}}-base/manifest.json",
+        files=expand(f"{DATA}/models/{{{{run}}}}-base/{{name}}", name=ORGANISM_FILES),
     log:
-        f"{LOGS}/train/{{shape}}-base.log",
+        f"{LOGS}/train/{{run}}-base.log",
     benchmark:
-        f"{BENCHMARKS}/train/{{shape}}-base.tsv"
+        f"{BENCHMARKS}/train/{{run}}-base.tsv"
     threads: TRAINING_THREADS
     params:
-        settings=settings(*TRAINING, "organisms.base"),
+        settings=settings_of_run(*TRAINING, "organisms.base"),
+        shape=shape_of_run,
         tokenizer=subpath(input.tokenizer, parent=True),
         folder=subpath(output.manifest, parent=True),
     message:
-        "pretraining {wildcards.shape}"
+        "pretraining {wildcards.run}"
     shell:
-        "levelt train --stage base --settings {params.settings:q} --shape {wildcards.shape}"
+        "levelt train --stage base --settings {params.settings:q} --shape {params.shape}"
         " --tokenizer {params.tokenizer} --text {input.text} --out {params.folder} 2> {log}"
 
 
@@ -80,23 +127,83 @@ rule tune:
         samples=rules.world.output.samples,
         code=code("train"),
     output:
-        manifest=f"{DATA}/models/{{shape}}-sft/manifest.json",
-        files=expand(f"{DATA}/models/{{{{shape}}}}-sft/{{name}}", name=ORGANISM_FILES),
+        manifest=f"{DATA}/models/{{run}}-sft/manifest.json",
+        files=expand(f"{DATA}/models/{{{{run}}}}-sft/{{name}}", name=ORGANISM_FILES),
     log:
-        f"{LOGS}/train/{{shape}}-sft.log",
+        f"{LOGS}/train/{{run}}-sft.log",
     benchmark:
-        f"{BENCHMARKS}/train/{{shape}}-sft.tsv"
+        f"{BENCHMARKS}/train/{{run}}-sft.tsv"
     threads: TRAINING_THREADS
     params:
-        settings=settings(*TRAINING, *TRAINING_TEMPLATES, "organisms.sft"),
+        settings=settings_of_run(*TRAINING, *TRAINING_TEMPLATES, "organisms.sft"),
+        shape=shape_of_run,
         init=subpath(input.base, parent=True),
         folder=subpath(output.manifest, parent=True),
     message:
-        "instruction tuning of {wildcards.shape}"
+        "instruction tuning of {wildcards.run}"
     shell:
-        "levelt train --stage sft --settings {params.settings:q} --shape {wildcards.shape}"
+        "levelt train --stage sft --settings {params.settings:q} --shape {params.shape}"
         " --tokenizer {params.init} --init {params.init} --text {input.text} --instructions {input.conversations}"
         " --samples {input.samples} --out {params.folder} 2> {log}"
+
+
+rule align:
+    """Preference tuning of one organism (DPO), the instruction-tuned one being the reference."""
+    input:
+        sft=rules.tune.output.manifest,
+        weights=rules.tune.output.files,
+        preferences=rules.instructions.output.preferences,
+        samples=rules.world.output.samples,
+        code=code("train"),
+    output:
+        manifest=f"{DATA}/models/{{run}}-dpo/manifest.json",
+        files=expand(f"{DATA}/models/{{{{run}}}}-dpo/{{name}}", name=ORGANISM_FILES),
+    log:
+        f"{LOGS}/train/{{run}}-dpo.log",
+    benchmark:
+        f"{BENCHMARKS}/train/{{run}}-dpo.tsv"
+    threads: TRAINING_THREADS
+    params:
+        settings=settings_of_run(*TRAINING, *TRAINING_TEMPLATES, "organisms.dpo"),
+        shape=shape_of_run,
+        init=subpath(input.sft, parent=True),
+        folder=subpath(output.manifest, parent=True),
+    message:
+        "preference tuning of {wildcards.run}"
+    shell:
+        "levelt train --stage dpo --settings {params.settings:q} --shape {params.shape}"
+        " --tokenizer {params.init} --init {params.init} --preferences {input.preferences}"
+        " --samples {input.samples} --out {params.folder} 2> {log}"
+
+
+rule evaluate:
+    """What one organism can do on held-out texts: its table of accuracies and its card."""
+    input:
+        manifest=f"{DATA}/models/{{organism}}/manifest.json",
+        weights=ancient(f"{DATA}/models/{{organism}}/model.safetensors"),
+        samples=rules.world.output.samples,
+        contrasts=rules.world.output.contrasts,
+        summary=rules.world.output.summary,
+        code=code("evaluate"),
+    output:
+        table=f"{DATA}/organisms/{{organism}}.csv",
+        card=f"{DATA}/organisms/{{organism}}.json",
+    log:
+        f"{LOGS}/evaluate/{{organism}}.log",
+    benchmark:
+        f"{BENCHMARKS}/evaluate/{{organism}}.tsv"
+    wildcard_constraints:
+        organism="|".join(ORGANISMS) or "none",
+    threads: TRAINING_THREADS
+    params:
+        settings=settings(
+            "seed", "world", "templates", "organisms.templates", "organisms.threads", "prompts", "statistics"
+        ),
+    message:
+        "examining {wildcards.organism}"
+    shell:
+        "levelt evaluate --settings {params.settings:q} --model-manifest {input.manifest} --samples {input.samples}"
+        " --contrasts {input.contrasts} --summary {input.summary} --out {output.table} --card {output.card} 2> {log}"
 
 
 rule checkpoint:

@@ -7,7 +7,7 @@ rule numbers:
         **{name: rules.tables.output[name] for name in REPORT_TABLES},
         manifests=rules.tables.input.manifests,
         samples=expand(rules.samples.output.report, task=TASKS),
-        example=expand(rules.prompts.output.prompts, model=MODELS[-1], task=TASKS[0]),
+        example=expand(rules.prompts.output.prompts, tokenizer=prompts_of(MODELS[-1]), task=TASKS[0]),
         code=code("numbers"),
     output:
         numbers=f"{PAPER}/numbers.tex",

@@ -4,9 +4,11 @@
 rule probe:
     """Probe one model on one task: every condition, role, target and layer, out of fold, with certificates."""
     input:
-        prompts=rules.prompts.output.prompts,
-        manifest=rules.read.output.manifest,
-        activations=ancient(rules.read.output.activations),
+        prompts=prompts_of_model,
+        manifest=f"{ACTIVATIONS}/manifest.json",
+        activations=ancient(
+            expand(f"{ACTIVATIONS}/{{condition}}.safetensors", condition=CONDITIONS, allow_missing=True)
+        ),
         code=code("probe"),
     output:
         probes=f"{DATA}/probes/{{model}}/{{task}}.parquet",

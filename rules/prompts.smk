@@ -8,6 +8,7 @@ rule world:
     output:
         text=f"{WORLD}/text.parquet",
         samples=expand(f"{WORLD}/samples/{{name}}.parquet", name=STUDY.world.tasks if STUDY.world else []),
+        contrasts=f"{WORLD}/contrasts.parquet",
         summary=f"{WORLD}/summary.json",
     log:
         f"{LOGS}/world.log",
@@ -46,23 +47,27 @@ rule samples:
 
 
 rule prompts:
-    """The prompts of one model and task, rendered with its chat template, with exact token groups."""
+    """The prompts of one task for one tokenizer, rendered with its chat template, with exact token groups."""
     input:
         samples=rules.samples.output.samples,
-        manifest=f"{DATA}/models/{{model}}/manifest.json",
-        tokenizer=tokenizer_of_model,
+        tokenizer=tokenizer_of_prompts,
         code=code("prompts"),
     output:
-        prompts=f"{DATA}/prompts/{{model}}/{{task}}.parquet",
+        prompts=f"{DATA}/prompts/{{tokenizer}}/{{task}}.parquet",
     log:
-        f"{LOGS}/prompts/{{model}}/{{task}}.log",
+        f"{LOGS}/prompts/{{tokenizer}}/{{task}}.log",
     benchmark:
-        f"{BENCHMARKS}/prompts/{{model}}/{{task}}.tsv"
+        f"{BENCHMARKS}/prompts/{{tokenizer}}/{{task}}.tsv"
+    wildcard_constraints:
+        tokenizer="|".join(dict.fromkeys(map(prompts_of, MODELS))),
     threads: 1
     params:
         settings=settings("seed", "prompts", f"templates.{STUDY.prompts.template}", "tasks.{task}"),
+        tokenizer=lambda wildcards, input: (
+            Path(input.tokenizer[0]).parent if wildcards.tokenizer == "organisms" else input.tokenizer[0]
+        ),
     message:
-        "rendering the prompts of {wildcards.task} for {wildcards.model}"
+        "rendering the prompts of {wildcards.task} for {wildcards.tokenizer}"
     shell:
-        "levelt prompts --settings {params.settings:q} --task {wildcards.task} --model-manifest {input.manifest}"
+        "levelt prompts --settings {params.settings:q} --task {wildcards.task} --tokenizer {params.tokenizer}"
         " --samples {input.samples} --out {output.prompts} 2> {log}"

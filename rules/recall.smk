@@ -4,7 +4,7 @@
 def recall_sources(_):
     """The files that subjects and answers come from; the world's facts are code."""
     source = STUDY.recall.source
-    return [getattr(source, "path", [])] if source.kind == "file" else getattr(source, "paths", [])
+    return [source.path] if source.kind == "file" else getattr(source, "paths", [])
 
 
 rule recall:
@@ -12,7 +12,6 @@ rule recall:
     input:
         manifest=f"{DATA}/models/{{model}}/manifest.json",
         weights=ancient(weights_of_model),
-        tokenizer=tokenizer_of_model,
         sources=recall_sources,
         code=code("recall"),
     output:

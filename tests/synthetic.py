@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from levelt.config import Probes, Statistics
-from levelt.studies.asymmetry import (
-    agreement_table,
-    behaviour_table,
-    blocking_table,
-    correlations_table,
-    describe_models,
-    information,
-    probes_table,
-)
+from levelt.studies.asymmetry import study_tables
+from levelt.studies.evidence import collect
 from levelt.studies.information import probe_task
+from levelt.studies.scope import UNRELATED, describe_models
 
+TARGETS = ["label", "answer", "unasked"]
 CONDITIONS = ["instruction_first", "sample_first", "demonstrations"]
 LAYERS, WIDTH = 3, 6
 STATISTICS = Statistics(draws=200)
 
 
-def manifest(model: str, stage: str) -> dict[str, Any]:
+def manifest(model: str, stage: str, **other: Any) -> dict[str, Any]:
     """A model manifest."""
     return {
         "id": model,
@@ -34,6 +31,7 @@ def manifest(model: str, stage: str) -> dict[str, Any]:
         "parameters": 1000,
         "layers": LAYERS,
         "hidden_size": WIDTH,
+        **other,
     }
 
 
@@ -91,7 +89,7 @@ def behaviour(table: pd.DataFrame, accuracy: float, seed: int) -> pd.DataFrame:
     right = random.random(len(table)) < accuracy
     sign = np.where((table["answer"] == "yes") == right, 1.0, -1.0)
     other = table["answer"].map({"yes": "no", "no": "yes"})
-    return table[["prompt_id", "sample_id", "pair_id", "condition", "template", "polarity", "label", "answer"]].assign(
+    return table[["prompt_id", "sample_id", "pair_id", "condition", "template", "polarity", *TARGETS]].assign(
         preferred=right,
         given=table["answer"].where(right, other),
         exact_match=right,
@@ -115,18 +113,93 @@ def study(tasks: tuple[str, ...] = ("acceptability", "belief"), pairs: int = 40)
             scores.append(result.probes.assign(**names))
             hits.append(result.hits.assign(**names))
             answers.append(behaviour(table, [0.5, 0.9][follows], 7 + number).assign(**names))
-    rows = pd.concat(answers, ignore_index=True)
-    probes = probes_table(pd.concat(scores), models)
-    summary = information(probes)
+    rows, all_hits = pd.concat(answers, ignore_index=True), pd.concat(hits, ignore_index=True)
+    evidence = collect(models, [rows], [all_hits])
+    tables = study_tables(evidence, pd.concat(scores, ignore_index=True), STATISTICS, 0)
     return {
+        **tables,
         "manifests": manifests,
         "example": example,
         "rows": rows,
-        "hits": pd.concat(hits),
-        "behaviour": behaviour_table(rows, models, STATISTICS, 0),
-        "agreement": agreement_table(rows, models, STATISTICS, 0),
-        "probes": probes,
-        "information": summary,
-        "blocking": blocking_table(rows, pd.concat(hits), models, STATISTICS, 0),
-        "correlations": correlations_table(rows, pd.concat(hits), summary, STATISTICS, 0),
+        "hits": all_hits,
+        "evidence": evidence,
     }
+
+
+Chance = Callable[..., float]
+
+
+def raw_results(
+    manifests: Sequence[Mapping[str, Any]],
+    tasks: Sequence[str],
+    conditions: Sequence[str],
+    exact: Chance,
+    hit: Chance,
+    *,
+    pairs: int = 60,
+    roles: Sequence[str] = ("sample", "output", "decision"),
+    targets: Sequence[str] = ("label", "unasked"),
+    shared: float = 0.5,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Behaviour and hits drawn from known probabilities, without models and probes.
+
+    Args:
+        exact: (model, task, condition) -> probability of a right answer.
+        hit: (model, task, condition, role, target, layer) -> probability that a probe is right.
+        shared: correlation of the latent variables within a pair and over layers and conditions of a sample.
+    """
+    random = np.random.default_rng(seed)
+    answers, hits = [], []
+    for task in tasks:
+        names = [f"{task}-{pair}-{label}" for pair in range(pairs) for label in ("yes", "no")]
+        label = np.array(["yes", "no"] * pairs)
+        ease = np.repeat(random.normal(size=pairs), 2)
+
+        def draw(chance: np.ndarray[Any, Any], ease: np.ndarray[Any, Any] = ease) -> np.ndarray[Any, Any]:
+            latent = np.sqrt(shared) * ease[:, None] + np.sqrt(1 - shared) * random.normal(
+                size=(len(ease), len(chance))
+            )
+            return (latent < norm.ppf(chance)).astype(np.float32)
+
+        for described in manifests:
+            model = described["id"]
+            for condition in conditions:
+                right = draw(np.array([exact(model, task, condition)]))[:, 0] > 0
+                variation = condition if condition in CONDITIONS or condition == UNRELATED else CONDITIONS[0]
+                prompt_ids = [f"{variation}:{name}" for name in names]
+                common = {"model": model, "task": task, "condition": condition, "prompt_id": prompt_ids}
+                frame = pd.DataFrame(
+                    {**common, "sample_id": names, "pair_id": np.repeat(np.arange(pairs), 2).astype(str)}
+                )
+                frame = frame.assign(template="plain", polarity="positive", label=label, answer=label)
+                frame = frame.assign(unasked=np.tile(["yes", "no", "no", "yes"], pairs)[: len(label)])
+                answers.append(frame.assign(exact_match=right, answered=True, preferred=right))
+                for role in roles:
+                    first = 1 if role == "output" else 0
+                    layers = range(first, described["layers"] + 1)
+                    for target in targets:
+                        chance = np.array([hit(model, task, condition, role, target, layer) for layer in layers])
+                        cell = frame[[*common, "pair_id"]].assign(role=role, target=target, first_layer=first)
+                        hits.append(cell.assign(hits=list(draw(chance))))
+    return pd.concat(answers, ignore_index=True), pd.concat(hits, ignore_index=True)
+
+
+def probes_of(hits: pd.DataFrame) -> pd.DataFrame:
+    """A table of probe scores with the columns that tables use, from hits."""
+    keys = ["model", "task", "condition", "role", "target", "first_layer"]
+    rows = []
+    for cell, part in hits.groupby(keys, sort=False):
+        accuracy = np.mean(np.stack(list(part["hits"])), axis=0)
+        layers = np.arange(len(accuracy)) + int(str(cell[-1]))
+        rows.append(pd.DataFrame({**dict(zip(keys[:-1], cell[:-1], strict=True)), "layer": layers}))
+        rows[-1]["balanced_accuracy"] = accuracy
+    return pd.concat(rows, ignore_index=True)
+
+
+def tables_of(
+    manifests: Sequence[Mapping[str, Any]], rows: pd.DataFrame, hits: pd.DataFrame, statistics: Statistics = STATISTICS
+) -> dict[str, pd.DataFrame]:
+    """All tables of raw results."""
+    evidence = collect(describe_models(manifests), [rows], [hits])
+    return study_tables(evidence, probes_of(hits), statistics, 0)

@@ -71,6 +71,16 @@ MISTAKES = {
     "mixed without negation": ("prompts/polarity", "mixed", r"tasks\.t needs `negated_question`"),
     "unknown intervention": ("engine/interventions", ["block_all"], r"`engine\.interventions\.0`: .*'block_nothing'"),
     "an intervention twice": ("engine/interventions", ["block_nothing"] * 2, r"each intervention once"),
+    "an unrelated instruction without its question": (
+        "prompts/variations",
+        ["unrelated_instruction"],
+        r"`unrelated_question` is needed",
+    ),
+    "an id that is a folder of the workflow": (
+        "checkpoints/organisms",
+        TREE["checkpoints"]["m"],
+        r"\['organisms'\] have the id of an organism, or that of a folder",
+    ),
     "unpinned hub": ("checkpoints/m/path", "hub:a/b", r"hub:a/b needs `revision`"),
 }
 
@@ -89,9 +99,12 @@ def test_interventions_need_the_prompts_they_change() -> None:
     tree = changed("engine/interventions", ["isolate_sample", "block_nothing"])
     assert validate(tree).conditions[-2:] == ["isolate_sample", "block_nothing"]
     assert validate(TREE).conditions == validate(TREE).prompts.variations
-    tree["prompts"] = {"variations": ["sample_first"]}
-    with pytest.raises(InputError, match=r"engine\.interventions .* instruction_first .*\['sample_first'\]"):
-        validate(tree)
+    appended = changed("engine/random_answer", True)
+    assert validate(appended).conditions == [*validate(TREE).conditions, "random_answer"]
+    for wanting in (tree, appended):
+        wanting["prompts"] = {"variations": ["sample_first"]}
+        with pytest.raises(InputError, match=r"engine\.interventions .* instruction_first .*\['sample_first'\]"):
+            validate(wanting)
 
 
 def test_files_that_are_not_configs(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from levelt.cli import main
 from levelt.config import Engine
 from levelt.engine.answers import Behaviour, judge, normalised
-from levelt.engine.generate import Batch, decode, plan_batches
+from levelt.engine.cache import empty_cache
+from levelt.engine.generate import Batch, generate, plan_batches, prefill
 from levelt.engine.plans import CONDITIONS
 from levelt.engine.run import Readings, read_prompts
 from levelt.engine.sites import Selection, adding_attention, reading_residuals
@@ -34,6 +35,7 @@ from levelt.models.anatomy import locate
 from levelt.models.loading import Decoder
 from levelt.models.manifest import folder_manifest
 from levelt.prompts.spans import Span, TokenGroups
+from levelt.randomness import share
 from models_local import END, FAMILIES, kernel, ragged, save, tiny, tokenizer
 
 TOLERANCE = 1e-5
@@ -118,7 +120,8 @@ def test_residuals_equal_hugging_face_hidden_states(family: str):
 
 def run_batch(reader: Decoder, batch: Batch) -> torch.Tensor:
     selection = Selection.of({"decision": [(batch.ids.shape[1] - 1, batch.ids.shape[1])] * len(batch.ids)}, "cpu")
-    return decode(reader.model, reader.parts, batch, selection, (), 1, read_attention=False).residuals[:, 0]
+    cache = empty_cache(reader.model)
+    return prefill(reader.model, reader.parts, batch, selection, False, cache).residuals[:, 0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -265,15 +268,15 @@ def test_output_role_equals_a_full_forward_over_prompt_and_answer(family: str):
     for row, item in enumerate(PROMPTS):
         answer = found.generated[row]
         if not answer:
-            assert np.isnan(found.attention[row]).all()
+            assert np.isnan(found.attention["output"][row]).all()
             continue
         full = contributions(reader, [*item.input_ids, *answer])
         begin = len(item.input_ids)
-        assert gap(found.attention[row], full[:, begin:].mean(1)) < TOLERANCE
+        assert gap(found.attention["output"][row], full[:, begin:].mean(1)) < TOLERANCE
         # twins: positions shifted to the decision, and the answer without its last token
-        assert gap(found.attention[row], full[:, begin - 1 : -1].mean(1)) > 1e-2
+        assert gap(found.attention["output"][row], full[:, begin - 1 : -1].mean(1)) > 1e-2
         if len(answer) > 1:
-            assert gap(found.attention[row], full[:, begin:-1].mean(1)) > 1e-2
+            assert gap(found.attention["output"][row], full[:, begin:-1].mean(1)) > 1e-2
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
@@ -303,13 +306,14 @@ def test_averaging_over_finished_steps_would_depend_on_the_batch():
     everyone = torch.ones(len(PROMPTS), dtype=torch.bool)
     total = torch.zeros(len(PROMPTS), 3, 32)
     with adding_attention(reader.parts, everyone, total):
-        steps = decode(reader.model, reader.parts, batch, None, stops, NEW, read_attention=False).tokens.shape[1] - 1
+        run = prefill(reader.model, reader.parts, batch, None, False, empty_cache(reader.model))
+        steps = generate(reader.model, reader.parts, batch, run, stops, NEW, False).tokens.shape[1] - 1
     # the hook also saw the prefill's last position; take it away again
     for row, item in enumerate(PROMPTS):
         total[row] -= contributions(reader, item.input_ids)[:, -1]
     brief = reading("llama", stops).positions.tolist().index(1)
     assert steps > 1
-    assert gap(total[brief] / steps, reading("llama", stops).attention[brief]) > 0.1
+    assert gap(total[brief] / steps, reading("llama", stops).attention["output"][brief]) > 0.1
 
 
 def test_an_answer_that_ends_at_once_is_nan_with_no_positions():
@@ -317,7 +321,7 @@ def test_an_answer_that_ends_at_once_is_nan_with_no_positions():
     found = read(decoder("llama", tuple(sorted({answer[0] for answer in answers}))))
     assert found.generated == ((),) * len(PROMPTS)
     assert found.positions.tolist() == [0] * len(PROMPTS)
-    assert np.isnan(found.attention).all()
+    assert np.isnan(found.attention["output"]).all()
     assert np.isfinite(found.residual["sample"]).all() and np.isfinite(found.logit_difference).all()
 
 
@@ -350,7 +354,7 @@ def test_only_the_roles_asked_for_are_read():
     assert gap(found.residual["decision"], reading("llama").residual["decision"]) == 0
     found = read(decoder("llama"), roles=["output"])
     assert list(found.arrays()) == ["output.attention", "output.positions"]
-    assert gap(found.attention, reading("llama").attention) == 0
+    assert gap(found.attention["output"], reading("llama").attention["output"]) == 0
 
 
 def test_a_plan_is_in_force_for_each_batch_only():
@@ -384,7 +388,7 @@ def test_half_precision_is_saved_as_float32():
 
 def test_progress_is_logged(caplog: pytest.LogCaptureFixture):
     with caplog.at_level("INFO"):
-        read(decoder("llama"), label="tiny task:")
+        read(decoder("llama"), label="tiny task")
     assert f"tiny task: {len(PROMPTS)}/{len(PROMPTS)} rows" in caplog.text
 
 
@@ -510,10 +514,9 @@ def arguments(tmp_path: Path, prompts_file: Path) -> dict[str, str]:
         "--settings": json.dumps({"engine": engine, "probes.roles": list(ROLES)}),
         "--model-manifest": str(tmp_path / "model/manifest.json"),
         "--prompts": str(prompts_file),
-        "--task": "plausibility",
+        "--tasks": "plausibility",
         "--activations": str(tmp_path / "activations"),
-        "--behaviour": str(tmp_path / "behaviour.parquet"),
-        "--manifest": str(tmp_path / "activations/manifest.json"),
+        "--behaviour": str(tmp_path / "behaviour"),
     }
 
 
@@ -523,13 +526,13 @@ def command(arguments: dict[str, str]) -> int:
 
 def test_read_command(arguments: dict[str, str], tmp_path: Path):
     assert command(arguments) == 0
-    manifest = json.loads((tmp_path / "activations/manifest.json").read_text())
-    behaviour = pd.read_parquet(tmp_path / "behaviour.parquet")
+    manifest = json.loads((tmp_path / "activations/plausibility/manifest.json").read_text())
+    behaviour = pd.read_parquet(tmp_path / "behaviour/plausibility.parquet")
     prompts = pd.read_parquet(arguments["--prompts"])
     assert list(manifest["conditions"]) == ["instruction_first", "sample_first"]
     assert (manifest["attention"], manifest["dtype"], manifest["threads"]) == ("sdpa", "float32", 1)
     for condition, entry in manifest["conditions"].items():
-        path = tmp_path / f"activations/{condition}.safetensors"
+        path = tmp_path / f"activations/plausibility/{condition}.safetensors"
         assert (entry["sha256"], entry["rows"]) == (sha256(path), len(PROMPTS))
         arrays, metadata = read_arrays(path)
         assert {name: values.shape for name, values in arrays.items()} == {
@@ -559,13 +562,13 @@ def test_read_command_twice_gives_the_same_bytes(arguments: dict[str, str], tmp_
     assert command(arguments) == 0
     again = arguments | {
         "--activations": str(tmp_path / "again"),
-        "--behaviour": str(tmp_path / "again.parquet"),
-        "--manifest": str(tmp_path / "again/manifest.json"),
+        "--behaviour": str(tmp_path / "again"),
     }
     assert command(again) == 0
-    assert (tmp_path / "behaviour.parquet").read_bytes() == (tmp_path / "again.parquet").read_bytes()
-    for path in sorted((tmp_path / "activations").iterdir()):
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+    first, second = (tmp_path / folder / "plausibility.parquet" for folder in ("behaviour", "again"))
+    assert first.read_bytes() == second.read_bytes()
+    for path in sorted((tmp_path / "activations/plausibility").iterdir()):
+        assert path.read_bytes() == (tmp_path / "again/plausibility" / path.name).read_bytes(), path.name
 
 
 def intervened(arguments: dict[str, str], names: Sequence[str]) -> dict[str, str]:
@@ -579,25 +582,25 @@ def test_read_command_writes_interventions_beside_the_variations(arguments: dict
     names = ["block_nothing", "isolate_sample", "block_sample_to_output", "block_sample_to_output_as_released"]
     assert command(arguments) == 0
     variations = ["instruction_first", "sample_first"]
-    before = {name: (tmp_path / f"activations/{name}.safetensors").read_bytes() for name in variations}
-    behaviour = pd.read_parquet(tmp_path / "behaviour.parquet")
-    manifest = json.loads((tmp_path / "activations/manifest.json").read_text())
+    before = {name: (tmp_path / f"activations/plausibility/{name}.safetensors").read_bytes() for name in variations}
+    behaviour = pd.read_parquet(tmp_path / "behaviour/plausibility.parquet")
+    manifest = json.loads((tmp_path / "activations/plausibility/manifest.json").read_text())
     assert command(intervened(arguments, names)) == 0
     for name in variations:
-        assert (tmp_path / f"activations/{name}.safetensors").read_bytes() == before[name]
-    after = json.loads((tmp_path / "activations/manifest.json").read_text())
+        assert (tmp_path / f"activations/plausibility/{name}.safetensors").read_bytes() == before[name]
+    after = json.loads((tmp_path / "activations/plausibility/manifest.json").read_text())
     conditions = after.pop("conditions")
     assert list(conditions) == variations + names
     assert {name: conditions[name] for name in variations} == manifest.pop("conditions") and after == manifest
-    table = pd.read_parquet(tmp_path / "behaviour.parquet")
+    table = pd.read_parquet(tmp_path / "behaviour/plausibility.parquet")
     assert list(dict.fromkeys(table["condition"])) == variations + names
     pd.testing.assert_frame_equal(table[table["condition"].isin(variations)], behaviour)
-    first, metadata = read_arrays(tmp_path / "activations/instruction_first.safetensors")
+    first, metadata = read_arrays(tmp_path / "activations/plausibility/instruction_first.safetensors")
     assert "plan" not in metadata and "interventions" not in metadata["settings"]
     for name in names:
         rows = table[table["condition"] == name]
         assert rows["prompt_id"].tolist() == behaviour["prompt_id"][: len(PROMPTS)].tolist()
-        arrays, metadata = read_arrays(tmp_path / f"activations/{name}.safetensors")
+        arrays, metadata = read_arrays(tmp_path / f"activations/plausibility/{name}.safetensors")
         assert metadata["plan"] == CONDITIONS[name].to_json() == conditions[name]["plan"]
         assert conditions[name]["plans"] == [CONDITIONS[name].digest]
         assert (
@@ -608,6 +611,53 @@ def test_read_command_writes_interventions_beside_the_variations(arguments: dict
         removed = conditions[name]["removed_edges"]
         assert (removed[1] > 0, conditions[name]["fewest_removed_edges"] > 0) == (name != "block_nothing",) * 2
         assert (removed[0] > 0) == (name in names[1:3])
+
+
+def test_read_command_appends_random_answers(arguments: dict[str, str], tmp_path: Path):
+    """A condition with activations and the appended options, by a hash of the prompt; it is nobody's behaviour."""
+    settings = json.loads(arguments["--settings"])
+    settings["engine"]["random_answer"] = True
+    assert command(arguments | {"--settings": json.dumps(settings)}) == 0
+    folder = tmp_path / "activations/plausibility"
+    arrays, _ = read_arrays(folder / "random_answer.safetensors")
+    plain, _ = read_arrays(folder / "instruction_first.safetensors")
+    behaviour = pd.read_parquet(tmp_path / "behaviour/plausibility.parquet")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert list(manifest["conditions"]) == ["instruction_first", "sample_first", "random_answer"]
+    assert "random_answer" not in set(behaviour["condition"])
+    drawn = [share(f"instruction_first-{row}", "random_answer") >= 0.5 for row in range(len(PROMPTS))]
+    assert arrays["appended"].tolist() == [int(second) for second in drawn] and len(set(drawn)) == 2
+    assert arrays["appended"].dtype == np.int8 and "appended" not in plain
+    assert arrays["output.positions"].tolist() == [1] * len(PROMPTS)
+    assert np.array_equal(arrays["decision.residual"], plain["decision.residual"])
+    model = decoder("llama")
+    for row, item in enumerate(pd.read_parquet(arguments["--prompts"])["input_ids"][: len(PROMPTS)]):
+        option = [3, 4][drawn[row]]
+        assert gap(arrays["output.attention"][row], contributions(model, [*item, option])[:, -1]) < TOLERANCE
+
+
+def test_read_command_reads_several_tasks_with_one_model(
+    arguments: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The bytes of each task are those of its own job; every task is checked before any is read."""
+    assert command(arguments) == 0
+    table = pd.read_parquet(arguments["--prompts"])
+    other = tmp_path / "other.parquet"
+    table[::-1].to_parquet(other)
+    again = arguments | {"--activations": str(tmp_path / "a"), "--behaviour": str(tmp_path / "b")}
+    both = [part for pair in again.items() for part in pair]
+    both.insert(both.index("plausibility"), "belief")
+    both.insert(both.index(arguments["--prompts"]), str(other))
+    assert main(["read", *both]) == 0
+    assert sorted(path.stem for path in (tmp_path / "b").iterdir()) == ["belief", "plausibility"]
+    for path in (tmp_path / "activations/plausibility").iterdir():
+        assert path.read_bytes() == (tmp_path / "a/plausibility" / path.name).read_bytes()
+        assert path.read_bytes() != (tmp_path / "a/belief" / path.name).read_bytes()
+    assert main(["read", *both, "--tasks", "one"]) == 2
+    assert "found 1 tasks and 2 prompts files" in capsys.readouterr().err
+    table.drop(columns="options").to_parquet(arguments["--prompts"])
+    assert main(["read", *both, "--activations", str(tmp_path / "none")]) == 2
+    assert "column options is missing" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
 def test_read_command_refuses_interventions_it_cannot_make(
@@ -623,7 +673,9 @@ def test_read_command_refuses_interventions_it_cannot_make(
     )
     table = pd.read_parquet(arguments["--prompts"])
     table[table["condition"] == "sample_first"].to_parquet(arguments["--prompts"])
-    assert "no prompts of the condition instruction_first, which the interventions change" in refused("isolate_sample")
+    assert "no prompts of the condition instruction_first, which the interventions (isolate_sample) change" in refused(
+        "isolate_sample"
+    )
 
 
 def test_read_command_refuses_bad_input(arguments: dict[str, str], capsys: pytest.CaptureFixture[str]):

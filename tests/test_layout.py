@@ -21,6 +21,7 @@ FLOORS = {
     "config": 1,
     "randomness": 0,
     "files": 0,
+    "marks": 0,
     "typesetting": 1,
     "figures": 1,
 }

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from levelt import cli
-from levelt.config import Shape, Template, Training
+from levelt.config import Shape, Template
 from levelt.files import InputError, read_json, sha256
 from levelt.organisms import instructions
 from levelt.organisms.architectures import build
@@ -26,7 +26,7 @@ from levelt.organisms.packing import Rows, side_by_side, stream
 from levelt.organisms.stages import encode_conversations, encode_text
 from levelt.organisms.tokenizer import ASSISTANT, END, SPECIAL, render, save_tokenizer, train_tokenizer
 from levelt.organisms.training import (
-    Plan,
+    RowPlan,
     block_mask,
     learning_rate,
     reinitialise_unseen,
@@ -160,7 +160,7 @@ def test_offsets_point_at_the_text(saved: Any) -> None:
 
 
 def test_conversations_cover_orders_polarities_and_kinds(talks: pd.DataFrame) -> None:
-    assert set(talks["kind"]) == {"about", "recall", "demonstrations", "unasked"}
+    assert set(talks["kind"]) == {"about", "recall", "contrasts", "demonstrations", "unasked"}
     users = [messages[-2]["content"] if len(messages) < 3 else messages[0]["content"] for messages in talks["messages"]]
     everything = "\n\n".join(contents(talks))
     for task in TASKS3:
@@ -356,10 +356,9 @@ def test_only_unseen_embeddings_are_drawn_anew() -> None:
 # --- training ------------------------------------------------------------------------------------------------------
 
 
-def make_plan(tokenizer: PreTrainedTokenizerFast, talks: pd.DataFrame, steps: int = 6) -> Plan:
+def make_plan(tokenizer: PreTrainedTokenizerFast, talks: pd.DataFrame, steps: int = 6) -> RowPlan:
     rows: Rows = side_by_side(encode_conversations(tokenizer, talks), steps * 2, 192, 0, np.random.default_rng(3))
-    settings = Training(steps=steps, rows=2, length=192, learning_rate=0.01)
-    return Plan(rows, np.arange(steps * 2).reshape(steps, 2), True, settings, ())
+    return RowPlan(rows, np.arange(steps * 2).reshape(steps, 2), True, 0.01, ())
 
 
 def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:

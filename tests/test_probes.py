@@ -5,13 +5,17 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from levelt.probes import solver
-from levelt.probes.folds import FoldError, grouped_folds
+from levelt.probes import grid, solver
+from levelt.probes.folds import FoldError, check_folds, grouped_folds
 from levelt.probes.grid import out_of_fold
-from levelt.probes.solver import ConvergenceError, fit
+from levelt.probes.scores import auc, rates
+from levelt.probes.solver import ConvergenceError, Probe, fit, fit_batch, standardise
 
 Arrays = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
 
@@ -24,68 +28,137 @@ def data(rows: int, width: int, seed: int = 0) -> Arrays:
     return features, (score > 0).astype(np.int64)
 
 
-@pytest.mark.parametrize(("rows", "width"), [(300, 20), (60, 200), (700, 600)])
-def test_equals_scikit_learn_converged(rows: int, width: int) -> None:
+def peer(features: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], penalty: float) -> LogisticRegression:
+    """scikit-learn, converged, on standardised features."""
+    scaled = StandardScaler().fit_transform(features)
+    return LogisticRegression(C=1 / (penalty * len(labels)), tol=1e-10, max_iter=100_000).fit(scaled, labels)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize(("rows", "width"), [(300, 20), (60, 200), (320, 300)])
+def test_equals_scikit_learn_converged(rows: int, width: int, classes: int) -> None:
     features, labels = data(rows, width)
-    penalty = 0.02
-    probe = fit(features, labels, penalty)
-    scaler = StandardScaler().fit(features)
-    peer = LogisticRegression(C=1 / (penalty * rows), tol=1e-12, max_iter=100_000).fit(
-        scaler.transform(features), labels
-    )
-    expected = peer.decision_function(scaler.transform(features))
-    # two solvers, both within 1e-8 nats of one strictly convex optimum
-    np.testing.assert_allclose(probe.logits(features), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    assert probe.bound <= 1e-8
-    assert not np.allclose(fit(features, labels, 2 * penalty).logits(features), expected, rtol=1e-2)
+    if classes == 3:
+        labels = labels + (features[:, 1] > 0) * labels
+    scaled = StandardScaler().fit_transform(features)
+    for penalty, precision in [(0.02, "mixed"), (0.02, "float64"), (1e-4, "mixed")]:
+        probe = fit(features, labels, penalty, precision=precision)  # type: ignore[arg-type]
+        expected = peer(features, labels, penalty)
+        weights = probe.weights * features.std(0)
+        # ours are within 1e-6 of the optimum by certificate, theirs within 1e-10 / penalty in the gradient
+        assert np.linalg.norm(weights - expected.coef_) <= 1e-5 * np.linalg.norm(expected.coef_)
+        said = probe.logits(features)
+        said = (said > 0).astype(int) if classes == 2 else said.argmax(axis=1)
+        assert (said == expected.predict(scaled)).all()
+        assert probe.bound <= 1e-8
+        other = fit(features, labels, 1.01 * penalty).weights * features.std(0)
+        assert np.linalg.norm(other - expected.coef_) > 1e-5 * np.linalg.norm(expected.coef_)
 
 
-def test_invariances() -> None:
-    features, labels = data(200, 15)
+@pytest.mark.parametrize("width", [15, 250])
+def test_invariances(width: int) -> None:
+    """Feature scale, label names, and how often a row stands there; each with a twin that must differ."""
+    features, labels = data(200, width)
     base = fit(features, labels, 0.01).logits(features)
-    rescaled = features * np.geomspace(1e-3, 1e3, 15) + 5
-    np.testing.assert_allclose(fit(rescaled, labels, 0.01).logits(rescaled), base, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(fit(features, 1 - labels, 0.01).logits(features), -base, rtol=1e-5, atol=1e-6)
+    same = {"rtol": 1e-5, "atol": 1e-5}  # two solutions, each within 1e-6 of its optimum
+
+    rescaled = features * np.geomspace(1e-3, 1e3, width) + 5
+    np.testing.assert_allclose(fit(rescaled, labels, 0.01).logits(rescaled), base, **same)
+    mixed = features.copy()
+    mixed[:, 0] += features[:, 1] / features[:, 1].std() * features[:, 0].std()
+    assert not np.allclose(fit(mixed, labels, 0.01).logits(mixed), base, rtol=1e-2, atol=1e-2)
+
+    np.testing.assert_allclose(fit(features, 1 - labels, 0.01).logits(features), -base, **same)
+    flipped = labels.copy()
+    flipped[0] = 1 - flipped[0]
+    assert not np.allclose(fit(features, 1 - flipped, 0.01).logits(features), -base, rtol=1e-2, atol=1e-2)
+
     doubled = fit(np.repeat(features, 2, axis=0), np.repeat(labels, 2), 0.01).logits(features)
-    np.testing.assert_allclose(doubled, base, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(doubled, base, **same)
+    weights = np.ones(200)
+    weights[:7] = 2
+    again = np.concatenate([features, features[:7]])
+    repeated = fit(again, np.concatenate([labels, labels[:7]]), 0.01).logits(features)
+    np.testing.assert_allclose(fit(features, labels, 0.01, weights=weights).logits(features), repeated, **same)
+    assert not np.allclose(base, repeated, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_equals_its_probes_one_by_one() -> None:
+    """Designs with different training rows, several problems each, narrow and wide: nothing leaks between them."""
+    random = np.random.default_rng(0)
+    for width in (12, 150):
+        features = random.normal(size=(90, width)) * np.geomspace(0.1, 10, width)
+        labels = (random.random((3, 90)) < 0.5).astype(np.int64)
+        trained = (random.random((4, 90)) < 0.8).astype(float)
+        designs, _, _ = standardise(features.T, trained / trained.sum(axis=1, keepdims=True))
+        batch = fit_batch(designs, np.broadcast_to(labels, (4, 3, 90)), trained, 0.02)
+        for design, rows in enumerate(trained > 0):
+            for problem in range(3):
+                alone = fit(features[rows], labels[problem, rows], 0.02).logits(features)
+                np.testing.assert_allclose(batch.scores[design, problem, 0], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_certificate_bounds_the_true_distance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop the solver early: the certificate must still be at least the real excess loss."""
+    """Stop the solver early: the certificate must still be at least the real excess loss, and then refuse."""
     features, labels = data(300, 10)
     scaled = (features - features.mean(0)) / features.std(0)
-    target = labels.astype(float)
 
-    def loss(weights: npt.NDArray[np.float64]) -> float:
-        intercept, _ = solver._certify(scaled, target, weights, 0.01)
-        margins = np.where(labels == 1, 1, -1) * (scaled @ weights + intercept)
-        return float(np.logaddexp(0, -margins).mean() + 0.005 * weights @ weights)
+    def loss(probe: Probe) -> float:
+        weights = probe.weights[0] * features.std(0)
+        logits = scaled @ weights + probe.intercepts[0] + probe.weights[0] @ features.mean(0)
+        return float(np.logaddexp(0, -np.where(labels == 1, 1, -1) * logits).mean() + 0.005 * weights @ weights)
 
-    best = solver._solve(scaled, target, 0.01)
-    for step in (0.5, 0.1, 0.01):
-        shifted = best + step * np.random.default_rng(1).normal(size=10)
-        _, certificate = solver._certify(scaled, target, shifted, 0.01)
-        assert certificate >= loss(shifted) - loss(best) > 0
-    monkeypatch.setattr(solver, "_solve", lambda *_: best + 0.1)
-    with pytest.raises(ConvergenceError, match="certified"):
-        fit(features, labels, 0.01)
+    best = loss(fit(features, labels, 0.01))
+    for steps in (1, 2, 3):
+        with monkeypatch.context() as patch:
+            patch.setattr(solver, "STEPS", steps)
+            patch.setattr(solver, "ROUNDS", {np.float32: 0, np.float64: 0})
+            early = fit(features, labels, 0.01, bound=1.0)
+            assert early.bound >= loss(early) - best > 1e-7
+            with pytest.raises(ConvergenceError, match="certified"):
+                fit(features, labels, 0.01)
+
+
+def test_float32_that_stalls_is_solved_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = data(60, 200)
+    expected = fit(features, labels, 1e-6, precision="float64").logits(features)
+    found = fit(features, labels, 1e-6)
+    np.testing.assert_allclose(found.logits(features), expected, rtol=1e-4)
+    monkeypatch.setattr(solver, "ROUNDS", {np.float32: 0, np.float64: 40})
+    assert fit(features, labels, 0.01).bound <= 1e-8
 
 
 def test_refuses_what_it_cannot_probe() -> None:
     features, labels = data(50, 5)
     with pytest.raises(ValueError, match="both 0 and 1"):
-        fit(features, np.ones(50), 0.01)
+        fit(features, np.ones(50, dtype=int), 0.01)
     features[3, 2] = np.nan
     with pytest.raises(ValueError, match="nan"):
         fit(features, labels, 0.01)
 
 
-def test_constant_features_are_ignored() -> None:
-    features, labels = data(100, 5)
-    with_constant = np.column_stack([features, np.full(100, 7.0)])
+@pytest.mark.parametrize("rows", [100, 20])
+def test_constant_features_are_ignored(rows: int) -> None:
+    features, labels = data(rows, 30)
+    with_constant = np.column_stack([features, np.full(rows, 7.0)])
     probe = fit(with_constant, labels, 0.01)
-    assert probe.weights[-1] == 0
-    np.testing.assert_allclose(probe.logits(with_constant), fit(features, labels, 0.01).logits(features), rtol=1e-6)
+    assert probe.weights[0, -1] == 0
+    np.testing.assert_allclose(probe.logits(with_constant), fit(features, labels, 0.01).logits(features), rtol=1e-5)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_scores_equal_scikit_learn(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    labels = np.concatenate([[0, 1], random.integers(0, 2, 30)])
+    scores = random.integers(-3, 4, (32, 2)).astype(float)  # with ties
+    np.testing.assert_allclose(auc(labels, scores), [roc_auc_score(labels, scores[:, i]) for i in (0, 1)])
+    said = scores > 0
+    accuracy, balanced, macro = rates(labels, said)
+    for i in (0, 1):
+        assert accuracy[i] == pytest.approx(accuracy_score(labels, said[:, i]))
+        assert balanced[i] == pytest.approx(balanced_accuracy_score(labels, said[:, i]))
+        assert macro[i] == pytest.approx(f1_score(labels, said[:, i], average="macro", zero_division=0))
 
 
 def test_folds_keep_groups_together_and_labels_balanced() -> None:
@@ -106,18 +179,47 @@ def test_folds_that_cannot_be_made_are_refused() -> None:
         grouped_folds([1] * 20, range(20), 4, np.random.default_rng(0))
 
 
+def test_folds_of_uneven_groups_are_balanced_too() -> None:
+    """Groups of one to five rows, a rare label: every fold within two rows of its share of each label."""
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(120), random.integers(1, 6, 120))
+    labels = (random.random(len(groups)) < 0.2).astype(int)
+    folds = grouped_folds(labels, groups, 4, random)
+    for label in (0, 1):
+        counts = np.bincount(folds[labels == label], minlength=4)
+        assert counts.max() - counts.min() <= 4, counts
+    with pytest.raises(FoldError, match="no label"):
+        check_folds(np.where(labels == 1, 0, folds), labels, 4)
+
+
 def test_out_of_fold_finds_a_planted_layer_and_nothing_in_noise() -> None:
     random = np.random.default_rng(0)
     pairs = 150
     labels, groups = np.tile([0, 1], pairs), np.repeat(np.arange(pairs), 2)
     activations = random.normal(size=(2 * pairs, 3, 8))
     activations[:, 1, 4] += 2.5 * labels
-    settings = {"folds": 4, "repeats": 2, "penalty": 0.01, "bound": 1e-8}
-    result = out_of_fold(activations, labels, groups, generator=np.random.default_rng(1), **settings)
-    accuracy = ((result.logits > 0) == labels[None, :, None]).mean(axis=(0, 1))
+    folds = np.stack([grouped_folds(labels, groups, 4, random) for _ in range(2)])
+    result = out_of_fold(activations, labels[None], folds, penalty=0.01)
+    accuracy = ((result.logits[0] > 0) == labels[None, :, None]).mean(axis=(0, 1))
     # standard error of an accuracy of 300 rows is 0.03
     assert accuracy[1] > 0.8 and abs(accuracy[0] - 0.5) < 0.12 and abs(accuracy[2] - 0.5) < 0.12
     assert np.isfinite(result.logits).all() and (result.bounds <= 1e-8).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 3000, 10**9])
+def test_out_of_fold_scores_come_from_probes_that_did_not_see_the_row(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "CHUNK_VALUES", chunk)
+    random = np.random.default_rng(0)
+    activations, labels = random.normal(size=(60, 3, 7)), random.integers(0, 2, (2, 60))
+    folds = random.integers(0, 3, (2, 60))
+    found = out_of_fold(activations, labels, folds, penalty=0.05).logits
+    for target, repeat, fold, layer in [(0, 0, 1, 0), (1, 1, 2, 2), (0, 1, 0, 1)]:
+        train = folds[repeat] != fold
+        probe = fit(activations[train, layer], labels[target, train], 0.05)
+        expected = probe.logits(activations[~train, layer])
+        np.testing.assert_allclose(found[target, repeat, ~train, layer], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_no_pair_leaks_through_folds() -> None:
@@ -127,9 +229,9 @@ def test_no_pair_leaks_through_folds() -> None:
     groups = np.repeat(np.arange(pairs), 2)
     labels = np.repeat(random.permutation(np.tile([0, 1], pairs // 2)), 2)
     activations = np.repeat(random.normal(size=(pairs, 1, 60)), 2, axis=0)
-    settings = {"folds": 4, "repeats": 1, "penalty": 0.01, "bound": 1e-8}
     scores = {}
     for name, by in (("grouped", groups), ("loose", np.arange(2 * pairs))):
-        result = out_of_fold(activations, labels, by, generator=np.random.default_rng(1), **settings)
-        scores[name] = ((result.logits[0, :, 0] > 0) == labels).mean()
+        folds = grouped_folds(labels, by, 4, np.random.default_rng(1))
+        result = out_of_fold(activations, labels[None], folds[None], penalty=0.01)
+        scores[name] = ((result.logits[0, 0, :, 0] > 0) == labels).mean()
     assert scores["grouped"] < 0.65 < 0.75 < scores["loose"]

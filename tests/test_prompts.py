@@ -21,7 +21,7 @@ from levelt.config import FileSource, Prompts, Task, Template, load
 from levelt.files import InputError, sha256
 from levelt.prompts.render import COLUMNS, from_table, load_tokenizer, render_task, to_table
 from levelt.prompts.samples import load_samples
-from levelt.prompts.spans import Span, TokenGroups, locate
+from levelt.prompts.spans import RELEASED, Span, TokenGroups, locate
 from levelt.prompts.templates import (
     Demonstration,
     DemonstrationPool,
@@ -160,7 +160,7 @@ def check(prompt, tokenizer, chat: str, messages: tuple[Message, ...]) -> None:
     offsets = encoding["offset_mapping"]
     assert violations(prompt.groups, marks, text, offsets) == []
     assert prompt.groups["decision"] == Span("decision", len(offsets) - 1, len(offsets))
-    assert set(prompt.groups.names) == {mark.name for mark in marks} | {"decision"}
+    assert set(prompt.groups.names) - {RELEASED} == {mark.name for mark in marks} | {"decision"}
     if tokenizer.backend_tokenizer.normalizer is None:  # every byte is in the tokens
         for mark in marks:
             span = prompt.groups[mark.name]
@@ -314,6 +314,21 @@ def test_tokens_that_reach_into_the_template_are_counted():
     assert local.build("llama3").decode(list(prompts[0].input_ids[span.start : span.stop])) == "a cat.\n\n"
 
 
+def test_the_sample_as_released_begins_and_ends_late():
+    """One token per character: the second character to the second behind the text, as encode.py averages them."""
+    text = "say: a cat. now"
+    groups = locate(text, [Span("sample", 5, 11)], [(at, at + 1) for at in range(len(text))])
+    assert text[slice(groups["sample"].start, groups["sample"].stop)] == "a cat."
+    assert text[slice(groups[RELEASED].start, groups[RELEASED].stop)] == " cat. n"
+    words = locate(text, [Span("sample", 5, 11)], [(0, 4), (4, 6), (6, 10), (10, 12), (12, 15)])
+    assert (words["sample"].start, words["sample"].stop) == (1, 4)
+    assert (words[RELEASED].start, words[RELEASED].stop) == (2, 5), "the first token has one character of the text"
+    long = locate(text, [Span("sample", 5, 11)], [(0, 5), (5, 10), (10, 11), (11, 15)])
+    assert (long[RELEASED].start, long[RELEASED].stop) == (1, 4), "a first token of several characters stays"
+    assert RELEASED not in locate("a", [Span("sample", 0, 1)], [(0, 1)])
+    assert RELEASED not in locate(text, [Span("instruction", 5, 11)], [(0, 15)])
+
+
 def test_locate_refuses_holes_and_empty_groups():
     marks = [Span("sample", 2, 6)]
     assert locate("xxabcdxx", marks, [(0, 2), (2, 4), (4, 4), (4, 6), (6, 8)]).spans[0] == Span("sample", 1, 4)
@@ -352,7 +367,7 @@ def test_demonstrations_have_neither_question_nor_system_message():
     prompt = render(table_of(*sentences(8)), template="published", variations=["demonstrations"])[0]
     assert "##Instructions" not in prompt.text and QUESTION not in prompt.text
     assert prompt.groups.names == (
-        *(f"demonstration_{k}{end}" for k in range(4) for end in ("", "_answer")), "sample", "decision",
+        *(f"demonstration_{k}{end}" for k in range(4) for end in ("", "_answer")), "sample", "decision", RELEASED,
     )  # fmt: skip
 
 
@@ -495,6 +510,21 @@ def test_mixed_polarity_asks_the_negated_question_and_flips_the_answer():
         render(table_of(*sentences(4), negated_question=None), polarity="mixed")
 
 
+def test_an_unrelated_instruction_takes_the_questions_place_and_nothing_else():
+    """The layout of instruction_first, the same gold label under either polarity; only the question differs."""
+    asked = "How often does the letter a occur?"
+    variations = ["instruction_first", "unrelated_instruction"]
+    settings = {"polarity": "mixed", "variations": variations, "unrelated_question": asked}
+    made = render(table_of(*sentences(8)), **settings)
+    related, unrelated = made[:8], made[8:]
+    for first, second in zip(related, unrelated, strict=True):
+        question = "Is it not?" if first.polarity == "negated" else QUESTION
+        assert second.text == first.text.replace(question, asked) != first.text
+        assert second.groups.names == first.groups.names and "instruction" in second.groups.names
+        assert (second.polarity, second.answer, second.label) == ("positive", first.label, first.label)
+        assert second.prompt_id == f"unrelated_instruction:{second.sample_id}"
+
+
 def test_conversation_refuses_what_it_cannot_mean():
     with pytest.raises(ValueError, match="needs demonstrations"):
         conversation(TEMPLATES["plain"], "demonstrations", "", "a")
@@ -586,7 +616,7 @@ def test_command_loads_the_saved_tokenizer_and_writes_the_same_bytes_twice(tmp_p
     }
     digests = set()
     for name in ("a.parquet", "b.parquet"):
-        arguments = ["prompts", "--settings", json.dumps(values), "--model-manifest", str(tmp_path / "manifest.json")]
+        arguments = ["prompts", "--settings", json.dumps(values), "--tokenizer", str(tmp_path / "manifest.json")]
         arguments += ["--task", "t", "--samples", str(tmp_path / "samples.parquet"), "--out", str(tmp_path / name)]
         assert main(arguments) == 0
         digests.add(sha256(tmp_path / name))
@@ -594,6 +624,8 @@ def test_command_loads_the_saved_tokenizer_and_writes_the_same_bytes_twice(tmp_p
     variations = ["instruction_first", "sample_first", "demonstrations"]
     expected = render(table_of(*sentences(8)), kind, variations=variations)
     assert from_table(pd.read_parquet(tmp_path / "a.parquet")) == expected
+    arguments[arguments.index("--tokenizer") + 1] = str(tmp_path / "model")  # the folder alone says the same
+    assert main(arguments) == 0 and sha256(tmp_path / "b.parquet") in digests
 
 
 def test_manifests_that_lead_nowhere(tmp_path):
@@ -608,7 +640,7 @@ def test_manifests_that_lead_nowhere(tmp_path):
 
 
 def test_missing_inputs_are_named(tmp_path, capsys):
-    arguments = ["--settings", "{}", "--model-manifest", "m.json", "--task", "t", "--samples", str(tmp_path / "s")]
+    arguments = ["--settings", "{}", "--tokenizer", "m.json", "--task", "t", "--samples", str(tmp_path / "s")]
     assert main(["prompts", *arguments, "--out", str(tmp_path / "o")]) == 2
     assert f"{tmp_path / 's'}: no such file" in capsys.readouterr().err
 

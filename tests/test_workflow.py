@@ -167,7 +167,7 @@ EDITS = {
         "config/smoke.yaml",
         "engine:",
         "engine:\n  attention: eager",
-        {"read", "probe", *TABLES_DOWN},
+        {"read", "read_2", "probe", *TABLES_DOWN},
     ),
 }
 
@@ -193,8 +193,8 @@ def test_a_templates_wording_reruns_what_depends_on_it(smoke: SmokeRun) -> None:
     with edited(smoke.checkout.path / "config/smoke.yaml", json.dumps(wording), json.dumps("Q" + wording)):
         planned = smoke.checkout.planned(*SMOKE)
     assert first is not None
-    assert set(planned) == {"prompts", "read", "probe", *TABLES_DOWN}
-    assert planned["prompts"] == len(study.model_ids) * len(study.tasks)
+    assert set(planned) == {"prompts", "read", "read_2", "probe", *TABLES_DOWN}
+    assert planned["prompts"] == len(study.tasks), "the organisms share their prompts"
 
 
 @pytest.mark.smoke
@@ -210,8 +210,9 @@ def test_one_tasks_question_reruns_only_that_task(smoke: SmokeRun) -> None:
     with edited(smoke.checkout.path / "config/smoke.yaml", line, changed):
         planned = smoke.checkout.planned(*SMOKE)
     assert set(planned) == {"samples", "prompts", "read", "probe", *TABLES_DOWN}
-    assert planned["samples"] == 1
-    assert planned["read"] == planned["probe"] == planned["prompts"] == len(study.model_ids)
+    assert planned["samples"] == planned["prompts"] == 1
+    assert planned["read"] == len(study.model_ids), "one job reads two tasks, and reads both again"
+    assert planned["probe"] == study.engine.tasks_per_job * len(study.model_ids)
 
 
 @pytest.mark.smoke
@@ -222,7 +223,7 @@ def test_rerunning_a_job_gives_the_same_bytes(smoke: SmokeRun) -> None:
     path = smoke.checkout.path
     kept = [p for folder in ("data/smoke", "figures/smoke", "paper/smoke") for p in (path / folder).rglob("*")]
     before = {p: sha256(p) for p in kept if p.is_file()}
-    rules = ["world", "samples", "prompts", "read", "probe", "tables", "figure", "numbers", "report"]
+    rules = ["world", "samples", "prompts", "read", "read_2", "probe", "tables", "figure", "numbers", "report"]
     smoke.checkout.snakemake(
         *SMOKE, "--forcerun", *rules, "--omit-from", "instructions", "tokenizer", "pretrain", "tune"
     )

@@ -14,13 +14,16 @@ from levelt import cli
 from levelt.config import World, load, settings_json
 from levelt.files import InputError, sha256
 from levelt.world import facts as world_facts
+from levelt.world import lexicon
+from levelt.world.contrasts import contrast_samples, contrasts
 from levelt.world.corpus import plain_text, samples
 from levelt.world.draws import Draws
-from levelt.world.tasks import GRAMMAR, KINDS, TASKS, Bank, draw_text, is_heldout, join, speak
+from levelt.world.tasks import CODEBOOK, GRAMMAR, KINDS, TASKS, Bank, draw_text, is_heldout, join, speak
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED, SAMPLES = 11, 400
-CONTRACT = ["sample_id", "pair_id", "text", "label", "question", "negated_question", "unasked", "line"]
+CONTRACT = ["sample_id", "pair_id", "text", "label", "question", "negated_question"]
+CONTRACT += ["unasked", "unasked_question", "unasked_negated_question", "line"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,10 @@ def heldout_clauses(bank: Bank) -> set[str]:
 
 
 def properties(bank: Bank, text: str) -> dict[str, bool]:
-    """{task: holds} of a text, found by looking its clauses up: independent of how the samples were made."""
+    """{task: holds} of a text, found by looking its clauses up: independent of how the samples were made.
+
+    A codebook clause has no state without a definition: it is returned as True.
+    """
     if not hasattr(properties, "index"):
         properties.index = {  # type: ignore[attr-defined]
             clause.text(word): (task, word == clause.good)
@@ -64,7 +70,9 @@ def properties(bank: Bank, text: str) -> dict[str, bool]:
 def test_samples_have_the_columns_and_balance_of_the_contract(tables: dict[str, pd.DataFrame], task: str) -> None:
     table = tables[task]
     assert list(table.columns) == CONTRACT
-    assert len(table) == SAMPLES and table["sample_id"].is_unique and table["text"].is_unique
+    assert len(table) == SAMPLES and table["sample_id"].is_unique
+    assert table["text"].nunique() == (SAMPLES // 2 if task == CODEBOOK else SAMPLES)
+    assert not table.duplicated(["text", "question"]).any()
     assert (table["label"] == "yes").sum() == SAMPLES // 2
     assert (table["unasked"] == "yes").sum() == SAMPLES // 2
     assert pd.crosstab(table["label"], table["unasked"]).to_numpy().tolist() == [[SAMPLES // 4] * 2] * 2
@@ -80,8 +88,12 @@ def test_pairs_differ_in_exactly_the_asked_property(bank: Bank, tables: dict[str
         first, second = properties(bank, yes), properties(bank, no)
         assert list(first) == list(second)
         other = next(name for name in first if name != task)
+        if task == CODEBOOK:
+            assert yes == no and pair["question"].nunique() == 2
+            continue
         assert (first[task], second[task]) == (True, False)
-        assert first[other] == second[other] == (pair["unasked"].iloc[0] == "yes")
+        if other != CODEBOOK:
+            assert first[other] == second[other] == (pair["unasked"].iloc[0] == "yes")
         words = [text.split() for text in (yes, no)]
         assert len(words[0]) == len(words[1])
         assert sum(a != b for a, b in zip(*words, strict=True)) == 1
@@ -198,13 +210,18 @@ def test_facts_are_one_to_many_with_distinct_first_letters() -> None:
 
 def test_text_weights_cover_what_they_name(bank: Bank) -> None:
     text = plain_text(SEED, bank, 2000, 4)
-    assert (text["kind"].value_counts() > 100).all() and set(text["kind"]) == {"single", "double", "facts"}
+    assert (text["kind"].value_counts() > 100).all() and set(text["kind"]) == {
+        "single",
+        "double",
+        "facts",
+        "contrasts",
+    }
     for row in text.to_dict("records"):
         starts, stops = row["starts"], row["stops"]
         assert (starts < stops).all() and (stops[:-1] <= starts[1:]).all() and stops[-1] == len(row["text"])
         assert row["text"].endswith(".\n") and row["text"] == row["text"].lower()
     markers = {kind.marker for kind in KINDS.values()} | {"indeed"}
-    for row in text[text["kind"] != "facts"].to_dict("records"):
+    for row in text[text["kind"].isin(["single", "double"])].to_dict("records"):
         heavy = [
             row["text"][start:stop].strip()
             for start, stop, weight in zip(row["starts"], row["stops"], row["weights"], strict=True)
@@ -223,7 +240,7 @@ def test_world_command_writes_the_same_bytes_again(tmp_path: Path) -> None:
     assert cli.main(["world", "--settings", other, "--out", str(tmp_path / "other")]) == 0
     files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*"))
     assert [str(path) for path in files] == [
-        *(f"samples/{task}.parquet" for task in sorted(TASKS)), "summary.json", "text.parquet",
+        "contrasts.parquet", *(f"samples/{task}.parquet" for task in sorted(TASKS)), "summary.json", "text.parquet",
     ]  # fmt: skip
     for path in files:
         assert sha256(tmp_path / "first" / path) == sha256(tmp_path / "second" / path)
@@ -241,3 +258,35 @@ def test_impossible_worlds_are_refused_in_words() -> None:
     few = Bank(0.004, ("acceptability", "stereotype"))
     with pytest.raises(InputError, match=r"world\.samples is 4000, but only \d+ different"):
         samples(SEED, few, "stereotype", 4000)
+
+
+def test_a_codebook_label_is_decided_by_the_definition_alone(bank: Bank, tables: dict[str, pd.DataFrame]) -> None:
+    """From the text and the definition, the label follows; from the text alone, nothing does (each has both labels)."""
+    table = tables[CODEBOOK]
+    kinds = {member: kind for kind, members in lexicon.KINDS.items() for member in members}
+    for row in table.to_dict("records"):
+        code, _, meaning = row["question"].split(".")[0].split()
+        assert f"is a {code}." in row["text"]
+        (member,) = [word for word in row["text"].replace(".", " ").split() if word in kinds]
+        assert row["label"] == ("yes" if kinds[member] == meaning else "no")
+        assert row["negated_question"] == row["question"].replace("true", "false")
+    assert (table.groupby("text")["label"].nunique() == 2).all()
+    meanings = table["question"].str.split().str[2]
+    assert set(meanings) == {f"{kind}." for kind in lexicon.KINDS}
+    for label in ("yes", "no"):  # and the definition alone does not say it either
+        assert meanings[table["label"] == label].value_counts(normalize=True).between(0.12, 0.28).all()
+
+
+def test_contrasts_have_disjoint_answers_that_plain_text_states(bank: Bank) -> None:
+    text = plain_text(SEED, bank, 8000, 4)
+    said = set(text.loc[text["kind"] == "contrasts", "text"].str.strip())
+    table = contrast_samples(SEED, 0.1, 60)
+    assert not table["text"].duplicated().any() and set(table["task"]) == {"possession", "quality"}
+    for contrast in contrasts():
+        rows = table[table["task"] == contrast.name]
+        assert len(rows) == 60 and not set(rows["answer_1"]) & set(rows["answer_2"])
+        assert not any(query in document for query in rows["text"].head(5) for document in said)
+        answers = [contrast.answers(query) for query in rows["text"]]
+        assert list(zip(rows["answer_1"], rows["answer_2"], strict=True)) == answers
+        for noun, found in zip(contrast.nouns, answers[0], strict=True):
+            assert any(f"the {noun} is {found}." in document for document in said)

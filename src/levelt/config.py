@@ -22,7 +22,9 @@ from levelt.files import InputError
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
 """A name that appears in paths and in Snakemake wildcards: lower case, digits, ``_ . -``."""
 
-Variation = Literal["instruction_first", "sample_first", "demonstrations"]
+Variation = Literal["instruction_first", "sample_first", "demonstrations", "unrelated_instruction"]
+"""How a sample is put: question before or after it, answered examples instead of a question, or a question that has
+nothing to do with the label (a control: the label stays the target of the probes)."""
 Intervention = Literal[
     "block_nothing",
     "block_instruction_to_all",
@@ -37,7 +39,8 @@ Intervention = Literal[
     "block_sample_to_output_as_released",
 ]
 """A condition that blocks attention on the instruction_first prompts; `levelt.engine.plans` says what each does."""
-Role = Literal["sample", "output", "decision"]
+Role = Literal["sample", "output", "decision", "before", "output_with_decision", "sample_as_released"]
+"""What a probe reads of a prompt; `levelt.engine.roles` says what each is."""
 Target = Literal["label", "answer", "unasked"]
 
 
@@ -53,8 +56,8 @@ class Section(BaseModel):
 class World(Section):
     """The synthetic world that samples and training text come from."""
 
-    tasks: list[Literal["acceptability", "stereotype", "reasoning", "plausibility", "belief"]] = Field(
-        ["acceptability", "stereotype", "reasoning", "plausibility", "belief"],
+    tasks: list[Literal["acceptability", "stereotype", "reasoning", "plausibility", "belief", "codebook"]] = Field(
+        ["acceptability", "stereotype", "reasoning", "plausibility", "belief", "codebook"],
         min_length=2,
         description="Judgment tasks of the world. Every text carries an acceptability clause and one of the others.",
     )
@@ -65,6 +68,7 @@ class World(Section):
     subjects: int = Field(40, ge=2, le=200, description="Subjects of each of the three one-to-many relations.")
     documents: int = Field(60_000, ge=100, description="Plain-text documents for the base stage (and replay).")
     instructions: int = Field(60_000, ge=100, description="Conversations for instruction tuning.")
+    preferences: int = Field(6_000, ge=10, description="Preference pairs.")
 
     @model_validator(mode="after")
     def _has_acceptability(self) -> World:
@@ -84,9 +88,16 @@ class Shape(Section):
     key_value_heads: int = Field(ge=1, description="Key and value heads per layer; must divide heads.")
     intermediate_size: int = Field(ge=8, description="Width of the MLP.")
     initializer_range: float = Field(0.08, gt=0, description="Standard deviation of the initial weights.")
+    rate: float = Field(1.0, gt=0, description="Factor on the learning rate of every stage (wider: smaller).")
+    patience: float = Field(1.0, gt=0, description="Factor on the steps of the base and sft stages (wider: more).")
+    seeds: list[Annotated[int, Field(ge=0, le=999)]] = Field(
+        [0], min_length=1, description="Training seeds: one organism each. Seed 0 has no mark in the id."
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> Shape:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"each seed once: {self.seeds}")
         if self.hidden_size % self.heads or self.heads % self.key_value_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of heads {self.heads}, "
@@ -109,16 +120,66 @@ class Training(Section):
     )
 
 
+class Preference(Section):
+    """Preference tuning of an organism (DPO); the model it starts from is the reference."""
+
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    pairs: int = Field(ge=1, description="Preference pairs per step.")
+    learning_rate: float = Field(gt=0, description="Peak AdamW learning rate.")
+    beta: float = Field(0.3, gt=0, description="How much a preference may cost in nats against the reference.")
+    likelihood: float = Field(
+        0.1, ge=0, description="Weight of the chosen answer's negative log-likelihood per token, added to the loss."
+    )
+    target: float = Field(0.0, ge=0, le=1, description="As for the other stages.")
+
+
 class Organisms(Section):
     """The models the workflow trains from scratch, through the same stages as real ones."""
 
     vocabulary: int = Field(1536, ge=300, description="Entries of the byte-level BPE tokenizer.")
     shapes: dict[Name, Shape] = Field(min_length=1, description="Models by family-size name, for example llama-m.")
-    stages: list[Literal["base", "sft"]] = Field(["base", "sft"], description="Training stages, in order.")
+    stages: list[Literal["base", "sft", "dpo"]] = Field(["base", "sft"], description="Training stages, in order.")
+    untrained: list[Name] = Field(
+        [], description="Shapes that are also kept with their initial weights (stage untrained), as a control."
+    )
     base: Training = Field(description="Pretraining on the world's plain text.")
     sft: Training = Field(description="Instruction tuning, loss on the answers only.")
+    dpo: Preference | None = Field(None, description="Preference tuning; needed if it is among the stages.")
     templates: list[Name] = Field(min_length=1, description="Templates (see `templates`) used in instruction tuning.")
     threads: int = Field(1, ge=1, description="CPU threads of a training job; fixed, because results depend on it.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Organisms:
+        order = ["base", "sft", "dpo"]
+        if not self.stages or self.stages != order[: len(self.stages)]:
+            raise ValueError(f"stages must be the first of {order}, in this order: {self.stages}")
+        if "dpo" in self.stages and self.dpo is None:
+            raise ValueError("`dpo` is missing, but it is among the stages")
+        unknown = sorted(set(self.untrained) - set(self.shapes))
+        if unknown:
+            raise ValueError(f"untrained names {unknown}, which are not among shapes {sorted(self.shapes)}")
+        names = [name for name, _, _ in self.runs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two shapes and seeds have the same id: {sorted(names)}")
+        return self
+
+    @property
+    def runs(self) -> list[tuple[str, str, int]]:
+        """(name, shape, seed) of every training: <shape>, or <shape>-seed<k> for k > 0."""
+        return [
+            (f"{name}-seed{seed}" if seed else name, name, seed)
+            for name, shape in self.shapes.items()
+            for seed in shape.seeds
+        ]
+
+    @property
+    def ids(self) -> list[str]:
+        """Checkpoint ids, <run>-<stage>, in training order; untrained only for the shape's first seed."""
+        found = []
+        for run, shape, seed in self.runs:
+            control = shape in self.untrained and seed == self.shapes[shape].seeds[0]
+            found += [f"{run}-{stage}" for stage in (*(["untrained"] if control else []), *self.stages)]
+        return found
 
 
 class Checkpoint(Section):
@@ -271,6 +332,17 @@ class Prompts(Section):
         description="mixed: half of the pairs (by a hash of the pair id) are asked the negated question, so that the "
         "answer differs from the label.",
     )
+    unrelated_question: str | None = Field(
+        None,
+        description="The question of the variation unrelated_instruction, asked of every text in the layout of "
+        "instruction_first. The gold answer stays the task's label, so that exact match means nothing there.",
+    )
+
+    @model_validator(mode="after")
+    def _unrelated_is_asked(self) -> Prompts:
+        if "unrelated_instruction" in self.variations and not (self.unrelated_question or "").strip():
+            raise ValueError("variations lists unrelated_instruction, so `unrelated_question` is needed")
+        return self
 
 
 # --- engine, probes, statistics ------------------------------------------------------------------------------------
@@ -292,6 +364,18 @@ class Engine(Section):
         description="Further conditions, applied to the instruction_first prompts: attention is blocked between token "
         "groups (`levelt.engine.plans`). block_nothing and isolate_sample are controls; *_as_released repeats the "
         "released code of the paper, artefacts included.",
+    )
+    random_answer: bool = Field(
+        False,
+        description="Add the condition random_answer: the instruction_first prompts, with a random option appended "
+        "instead of the model's own answer. A control: what a probe reads at the output positions about an answer "
+        "that nobody chose, it reads off the input.",
+    )
+    tasks_per_job: int = Field(
+        1,
+        ge=1,
+        description="Tasks of one model that a job reads: starting torch costs seconds. A job that fails or whose "
+        "inputs change is run again with all of its tasks.",
     )
 
     @field_validator("interventions")
@@ -344,6 +428,7 @@ class ListingFiles(Section):
 class RecallTemplate(Section):
     """How a list of answers is asked for and written."""
 
+    system: str = Field("", description="System message; empty for none.")
     user: str = Field(description="The request, with {relation} (what is listed, plural) and {subject} once each.")
     lead: str = Field(description="What the answer begins with, such as `they are` or ` 1.`; the first item follows.")
     separator: str = Field(", | and ", description="Regular expression that parts two items of a generated list.")
@@ -358,6 +443,8 @@ class RecallTemplate(Section):
         for placeholder in ("{relation}", "{subject}"):
             if self.user.count(placeholder) != 1:
                 raise ValueError(f"user must contain {placeholder} once: {self.user!r}")
+        if self.system and not self.chat:
+            raise ValueError("a system message needs chat: true")
         try:
             re.compile(self.separator)
         except re.error as error:
@@ -406,10 +493,15 @@ class Recall(Section):
 
 
 class Statistics(Section):
-    """Intervals."""
+    """Intervals, tests and means."""
 
-    draws: int = Field(2000, ge=100, description="Bootstrap draws over groups (pairs).")
+    draws: int = Field(2000, ge=100, description="Bootstrap draws and sign flips over groups (pairs).")
     level: float = Field(0.95, gt=0.5, lt=1, description="Level of the intervals.")
+    control_tasks: list[str] = Field(
+        ["codebook"],
+        description="Tasks that are controls of the method: they have rows of their own in every table, and are kept "
+        "out of means over tasks and of correlations. A task that the study lacks is ignored.",
+    )
 
 
 class Study(Section):
@@ -443,9 +535,10 @@ class Study(Section):
             for name in names:
                 if name not in self.templates:
                     raise ValueError(f"{field} names {name!r}, which is not among templates {sorted(self.templates)}")
-        if self.engine.interventions and "instruction_first" not in self.prompts.variations:
+        changed = [*self.engine.interventions, *self._appended]
+        if changed and "instruction_first" not in self.prompts.variations:
             raise ValueError(
-                f"engine.interventions {self.engine.interventions} change the instruction_first prompts, but "
+                f"engine.interventions and random_answer {changed} change the instruction_first prompts, but "
                 f"prompts.variations is {self.prompts.variations}"
             )
         if self.recall:
@@ -454,9 +547,9 @@ class Study(Section):
                 raise ValueError(f"recall.models names {absent}, which are not among the models {self.model_ids}")
             if isinstance(self.recall.source, WorldFacts) and self.world is None:
                 raise ValueError("`world` is missing, but recall asks for its facts")
-        clash = sorted(set(self.organism_ids) & set(self.checkpoints))
+        clash = sorted({*self.organism_ids, "organisms", "tokenizer"} & set(self.checkpoints))
         if clash:
-            raise ValueError(f"checkpoints {clash} have the id of an organism")
+            raise ValueError(f"checkpoints {clash} have the id of an organism, or that of a folder beside them")
         for name, task in self.tasks.items():
             source = task.source
             if self.world and isinstance(source, WorldSource) and source.name not in self.world.tasks:
@@ -472,15 +565,17 @@ class Study(Section):
 
     @property
     def organism_ids(self) -> list[str]:
-        """Checkpoint ids of the organisms, <family>-<size>-<stage>, in training order."""
-        if not self.organisms:
-            return []
-        return [f"{shape}-{stage}" for shape in self.organisms.shapes for stage in self.organisms.stages]
+        """Checkpoint ids of the organisms, <family>-<size>-<stage> or <family>-<size>-seed<k>-<stage>."""
+        return self.organisms.ids if self.organisms else []
 
     @property
     def conditions(self) -> list[str]:
-        """Conditions in which every model is read: the prompt variations, then the interventions."""
-        return [*self.prompts.variations, *self.engine.interventions]
+        """Conditions in which every model is read: the prompt variations, the interventions, the appended answer."""
+        return [*self.prompts.variations, *self.engine.interventions, *self._appended]
+
+    @property
+    def _appended(self) -> list[str]:
+        return ["random_answer"] if self.engine.random_answer else []
 
     @property
     def recall_ids(self) -> list[str]:
@@ -664,6 +759,7 @@ def reference() -> str:
             if "$ref" in json.dumps(node) and default != "required" and default != "`null`":
                 default = "see there"
             text = node.get("description", "").replace("\n", " ").replace("|", "\\|")
+            default = default.replace("|", "\\|")
             lines.append(f"| `{key}` | {_value_of(node)} | {default} | {text} |")
     return "\n".join(lines) + "\n"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from levelt.files import replacing, write_csv
+from levelt.marks import mark_of, pdf_metadata, png_metadata
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,11 +28,12 @@ def run(arguments: argparse.Namespace) -> None:
     use_style()
     figure, drawn = importlib.import_module(f"levelt.figures.{arguments.name}").draw(_read(arguments.tables))
     write_csv(arguments.csv, drawn)
-    # no dates and no versions in the files: the same table gives the same bytes
+    # the mark leads from a picture back to its numbers; no dates, no versions: the same table gives the same bytes
+    mark = mark_of(arguments.name, arguments.csv)
     with replacing(arguments.pdf) as path:
-        figure.savefig(path, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+        figure.savefig(path, format="pdf", metadata=pdf_metadata(mark))
     with replacing(arguments.png) as path:
-        figure.savefig(path, format="png", dpi=200, metadata={"Software": None})
+        figure.savefig(path, format="png", dpi=200, metadata=png_metadata(mark))
 
 
 def _read(paths: list[Path]) -> dict[str, pd.DataFrame]:

@@ -1,4 +1,4 @@
-"""Make the prompts of one task for one model: text, token ids, token groups."""
+"""Make the prompts of one task for one tokenizer: text, token ids, token groups."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--settings", required=True, help="JSON with `seed`, `prompts`, `templates.<name>`, `tasks.<task>`"
     )
-    parser.add_argument("--model-manifest", required=True, help="manifest.json of the model")
+    parser.add_argument("--tokenizer", required=True, help="manifest.json of a model, or a tokenizer's folder")
     parser.add_argument("--task", required=True, help="name of the task")
     parser.add_argument("--samples", required=True, help="samples table of the task (.parquet)")
     parser.add_argument("--out", required=True, help="prompts table to write (.parquet)")
@@ -27,10 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Read, render, write."""
     settings = Settings.from_json(args.settings)
-    for path in (args.samples, args.model_manifest):
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file")
-    manifest = read_json(args.model_manifest)
+    tokenizer = Path(args.tokenizer)
+    if not Path(args.samples).is_file():
+        raise InputError(f"{args.samples}: no such file")
+    if not tokenizer.exists():
+        raise InputError(f"{tokenizer}: no such file or folder")
+    if tokenizer.is_dir():
+        manifest = {"id": tokenizer.name, "path": str(tokenizer), "revision": None}
+    else:
+        manifest = read_json(tokenizer)
     template = settings["prompts"].template
     table = render_task(
         pd.read_parquet(args.samples),

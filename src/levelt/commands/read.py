@@ -1,10 +1,11 @@
-"""Read one model's activations and answers on one task: every condition of its prompts, and every intervention."""
+"""Read one model's activations and answers on tasks: every condition of its prompts, and every intervention."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from jaxtyping import Int8
 
-from levelt.config import Engine, Settings
+from levelt.config import Engine, Role, Settings
 from levelt.engine.answers import judge
 from levelt.engine.attention import check_blocking
 from levelt.engine.plans import CONDITIONS, Plan
-from levelt.engine.run import Readings, check_prompts, read_prompts
+from levelt.engine.run import Appended, Condition, Readings, check_prompts, read_conditions
 from levelt.files import InputError, manifest_of, read_json, sha256, write_arrays, write_json, write_parquet
 from levelt.models.loading import Decoder, load_model
 from levelt.prompts.render import COLUMNS, Prompt, from_table
+from levelt.randomness import share
 
 KEPT = [
     "prompt_id",
@@ -34,91 +37,141 @@ KEPT = [
     "unasked",
 ]
 INTERVENED = "instruction_first"
-"""The condition whose prompts the interventions are applied to."""
+"""The condition whose prompts the interventions are applied to, and random_answer."""
 
-
-@dataclass(frozen=True)
-class Condition:
-    """The rows of one condition, and what the engine needs of them; with a plan, if it is an intervention."""
-
-    rows: pd.DataFrame
-    prompts: list[Prompt]
-    plan: Plan | None = None
-
-    @classmethod
-    def of(cls, rows: pd.DataFrame) -> Condition:
-        """Take the rows of one condition apart."""
-        return cls(rows, from_table(rows))
-
-    @property
-    def option_ids(self) -> list[tuple[int, int]]:
-        """First tokens of the two options, by prompt."""
-        return [prompt.option_ids for prompt in self.prompts]
-
-    def under(self, intervention: str) -> Condition:
-        """The same prompts, read with attention blocked."""
-        return replace(self, rows=self.rows.assign(condition=intervention), plan=CONDITIONS[intervention])
+RANDOM_ANSWER = "random_answer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--settings", required=True, help="JSON with engine and probes.roles")
     parser.add_argument("--model-manifest", required=True, help="the checkpoint's manifest.json")
-    parser.add_argument("--prompts", required=True, help="prompts of this model and task (.parquet)")
-    parser.add_argument("--task", required=True, help="name of the task")
-    parser.add_argument("--activations", required=True, help="folder for <condition>.safetensors")
-    parser.add_argument("--behaviour", required=True, help="behaviour table to write (.parquet)")
-    parser.add_argument("--manifest", required=True, help="manifest of the activation files to write (.json)")
+    parser.add_argument("--tasks", nargs="+", required=True, help="names of the tasks")
+    parser.add_argument("--prompts", nargs="+", required=True, help="the model's prompts of each task (.parquet)")
+    parser.add_argument(
+        "--activations", required=True, help="folder for <task>/<condition>.safetensors and <task>/manifest.json"
+    )
+    parser.add_argument("--behaviour", required=True, help="folder for the behaviour tables, <task>.parquet")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load the model once, read every condition, write activations, behaviour and the manifest."""
+    """Load the model once; check every task's prompts; read every task."""
     settings = Settings.from_json(args.settings)
     engine: Engine = settings.engine
     roles = list(settings["probes.roles"])
     torch.set_num_threads(engine.threads)
     transformers.logging.disable_progress_bar()
+    if len(args.tasks) != len(args.prompts):
+        raise InputError(f"found {len(args.tasks)} tasks and {len(args.prompts)} prompts files, expected one for each")
     if not Path(args.model_manifest).is_file():
         raise InputError(f"{args.model_manifest}: no such model manifest")
     manifest = read_json(args.model_manifest)
-    table = prompts_table(args.prompts)
-    conditions = {str(name): Condition.of(rows) for name, rows in table.groupby("condition", sort=False)}
-    if engine.interventions and INTERVENED not in conditions:
-        raise InputError(f"{args.prompts}: no prompts of the condition {INTERVENED}, which the interventions change")
-    conditions |= {name: conditions[INTERVENED].under(name) for name in engine.interventions}
+    jobs = [_Job.of(task, path, engine) for task, path in zip(args.tasks, args.prompts, strict=True)]
     decoder = load_model(manifest, engine.dtype, engine.device, engine.attention)
     if engine.interventions:
         check_blocking(decoder.model, len(decoder.parts.layers))
-    labels = {name: f"{manifest['id']} {args.task} {name}:" for name in conditions}
-    for name, condition in conditions.items():
-        plans = [condition.plan] * len(condition.prompts) if condition.plan else None
-        check_prompts(decoder, condition.prompts, roles, condition.option_ids, engine, labels[name], plans)
+    for job in jobs:
+        for one in job.sets:
+            label = f"{manifest['id']} {job.task}"
+            check_prompts(decoder, one.prompts, one.conditions, roles, one.option_ids, engine, label)
+    for job in jobs:
+        _read_task(job, decoder, manifest, roles, engine, Path(args.activations), Path(args.behaviour))
+
+
+@dataclass(frozen=True)
+class _Set:
+    """The prompts of one variation, and the conditions in which they are read."""
+
+    rows: pd.DataFrame
+    prompts: list[Prompt]
+    conditions: dict[str, Condition]
+
+    @property
+    def option_ids(self) -> list[tuple[int, int]]:
+        """First tokens of the two options, by prompt."""
+        return [prompt.option_ids for prompt in self.prompts]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One task: its prompts by variation, and the names of all conditions in the order of the results."""
+
+    task: str
+    path: str
+    sets: list[_Set]
+    names: list[str]
+
+    @classmethod
+    def of(cls, task: str, path: str, engine: Engine) -> _Job:
+        table = prompts_table(path)
+        changed = [*engine.interventions, *([RANDOM_ANSWER] if engine.random_answer else [])]
+        sets = []
+        for name, rows in table.groupby("condition", sort=False):
+            prompts = from_table(rows)
+            conditions: dict[str, Condition] = {str(name): None}
+            if name == INTERVENED:
+                conditions |= {intervention: CONDITIONS[intervention] for intervention in engine.interventions}
+            if name == INTERVENED and engine.random_answer:
+                drawn = appended_options(prompts)
+                ids = tuple(prompt.option_ids[index] for prompt, index in zip(prompts, drawn, strict=True))
+                conditions[RANDOM_ANSWER] = Appended(ids)
+            sets.append(_Set(rows, prompts, conditions))
+        variations = [next(iter(one.conditions)) for one in sets]
+        if changed and INTERVENED not in variations:
+            names = ", ".join(changed)
+            raise InputError(
+                f"{path}: no prompts of the condition {INTERVENED}, which the interventions ({names}) change"
+            )
+        return cls(task, path, sets, [*variations, *changed])
+
+
+def appended_options(prompts: Sequence[Prompt]) -> Int8[np.ndarray, " n"]:
+    """Which option, 0 or 1, random_answer appends to each prompt: a hash of the prompt's id decides."""
+    return np.array([share(prompt.prompt_id, RANDOM_ANSWER) >= 0.5 for prompt in prompts], dtype=np.int8)
+
+
+def _read_task(
+    job: _Job,
+    decoder: Decoder,
+    manifest: Mapping[str, Any],
+    roles: list[Role],
+    engine: Engine,
+    activations: Path,
+    behaviour: Path,
+) -> None:
+    """Read every condition of a task; write its activations, manifest and behaviour."""
     files: dict[str, Path] = {}
     counts: dict[str, dict[str, Any]] = {}
-    behaviours = []
-    for name, condition in conditions.items():
-        readings = read_prompts(
-            decoder, condition.prompts, roles, condition.option_ids, engine, condition.plan, labels[name]
-        )
-        files[name] = Path(args.activations) / f"{name}.safetensors"
-        about = {"model": manifest["id"], "task": args.task, "condition": name, "roles": roles}
-        about |= {"plan": condition.plan.to_json()} if condition.plan else {}
-        # how a file was read, and not what was read beside it
-        write_arrays(
-            files[name], readings.arrays(), {**about, "settings": engine.model_dump(exclude={"interventions"})}
-        )
-        counts[name] = readings.counts() | ({"plan": condition.plan.to_json()} if condition.plan else {})
-        behaviours.append(behaviour_table(condition.rows, readings, decoder))
-    write_parquet(args.behaviour, pd.concat(behaviours, ignore_index=True))
+    tables: dict[str, pd.DataFrame] = {}
+    for one in job.sets:
+        label = f"{manifest['id']} {job.task}"
+        found = read_conditions(decoder, one.prompts, one.conditions, roles, one.option_ids, engine, label)
+        for name, readings in found.items():
+            condition = one.conditions[name]
+            plan = {"plan": condition.to_json()} if isinstance(condition, Plan) else {}
+            arrays = readings.arrays()
+            if isinstance(condition, Appended):
+                # nobody chose this answer, so it is no behaviour; it is a target for the probes
+                arrays["appended"] = appended_options(one.prompts)
+            else:
+                tables[name] = behaviour_table(one.rows.assign(condition=name), readings, decoder)
+            files[name] = activations / job.task / f"{name}.safetensors"
+            about = {"model": manifest["id"], "task": job.task, "condition": name, "roles": roles, **plan}
+            # how a file was read, and not what was read beside it
+            how = engine.model_dump(exclude={"interventions", "random_answer", "tasks_per_job"})
+            write_arrays(files[name], arrays, {**about, "settings": how})
+            counts[name] = readings.counts() | plan
+    kept = [tables[name] for name in job.names if name in tables]
+    write_parquet(behaviour / f"{job.task}.parquet", pd.concat(kept, ignore_index=True))
     written = manifest_of(files)
     write_json(
-        args.manifest,
+        activations / job.task / "manifest.json",
         {
             "model": manifest["id"],
-            "task": args.task,
+            "task": job.task,
             "weights": weights_hash(manifest),
             "revision": manifest["revision"],
-            "prompts": sha256(args.prompts),
+            "prompts": sha256(job.path),
             "roles": roles,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -129,7 +182,7 @@ def run(args: argparse.Namespace) -> None:
             "batch_tokens": engine.batch_tokens,
             "max_new_tokens": engine.max_new_tokens,
             "stop_ids": list(decoder.stop_ids),
-            "conditions": {name: {**written[name], **counts[name]} for name in files},
+            "conditions": {name: {**written[name], **counts[name]} for name in job.names},
         },
     )
 
@@ -158,12 +211,13 @@ def prompts_table(path: str | Path) -> pd.DataFrame:
 def behaviour_table(prompts: pd.DataFrame, readings: Readings, decoder: Decoder) -> pd.DataFrame:
     """One row per prompt: what was answered, whether it is right, whether it is one of the options at all, and
     whether the right option is the preferred one (the higher logit at the decision position)."""
-    texts = [decoder.tokenizer.decode(list(ids), skip_special_tokens=True) for ids in readings.generated]
-    judged = [
-        judge(text, answer, list(options))
-        for text, answer, options in zip(texts, prompts["answer"], prompts["options"], strict=True)
-    ]
-    affirms = prompts["answer"].to_numpy() == np.array([options[0] for options in prompts["options"]])
+    decoded = {ids: decoder.tokenizer.decode(list(ids), skip_special_tokens=True) for ids in set(readings.generated)}
+    texts = [decoded[ids] for ids in readings.generated]
+    options = list(map(tuple, prompts["options"]))
+    cases = list(zip(texts, prompts["answer"], options, strict=True))
+    verdicts = {case: judge(*case) for case in set(cases)}
+    judged = [verdicts[case] for case in cases]
+    affirms = prompts["answer"].to_numpy() == np.array([first for first, _ in options])
     difference = readings.logit_difference
     return prompts[KEPT].assign(
         generated=texts,
@@ -176,7 +230,7 @@ def behaviour_table(prompts: pd.DataFrame, readings: Readings, decoder: Decoder)
     )
 
 
-def weights_hash(manifest: dict[str, Any]) -> str:
+def weights_hash(manifest: Mapping[str, Any]) -> str:
     """One SHA-256 over the names and hashes of a checkpoint's weight files."""
     files = sorted((name, file["sha256"]) for name, file in manifest["files"].items() if "safetensors" in name)
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in files).encode()).hexdigest()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
+from levelt.files import write_text
+from levelt.marks import macros
 from levelt.typesetting import build
 
 
@@ -21,4 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Build in a scratch folder, then rename into place."""
     inputs = {"references.bib": arguments.bibliography, "numbers.tex": arguments.numbers}
     inputs |= {path.name: path for path in arguments.figures}
-    build(arguments.source, inputs, arguments.out)
+    with tempfile.TemporaryDirectory(prefix="levelt-marks-") as scratch:
+        inputs["provenance.tex"] = Path(scratch) / "provenance.tex"
+        write_text(inputs["provenance.tex"], macros(arguments.figures, arguments.numbers))
+        build(arguments.source, inputs, arguments.out)

@@ -1,4 +1,4 @@
-"""Tabulate behaviour, agreement, information and correlations over all models and tasks."""
+"""Tabulate behaviour, information and every comparison over all models and tasks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import pandas as pd
 
 from levelt.config import Settings
 from levelt.files import read_json, write_csv
-from levelt.studies.asymmetry import (
-    agreement_table,
-    behaviour_table,
-    blocking_table,
-    correlations_table,
-    describe_models,
-    information,
-    probes_table,
-)
+from levelt.studies.asymmetry import study_tables
+from levelt.studies.evidence import collect
+from levelt.studies.scope import describe_models
+
+BEHAVIOUR = ["prompt_id", "sample_id", "pair_id", "condition", "template", "polarity", "label", "answer", "unasked"]
+BEHAVIOUR += ["exact_match", "answered", "preferred"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,19 +31,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Read, tabulate, write."""
     settings = Settings.from_json(arguments.settings)
     models = describe_models([read_json(path) for path in arguments.manifests])
-    behaviour = _behaviour(arguments.behaviour)
-    probes = probes_table(pd.concat([pd.read_parquet(path) for path in arguments.probes]), models)
-    hits = pd.concat([pd.read_parquet(path) for path in arguments.hits])
-    seed, statistics = settings.seed, settings.statistics
-    correlations = correlations_table(behaviour, hits, information(probes), statistics, seed)
-    write_csv(arguments.out / "behaviour.csv", behaviour_table(behaviour, models, statistics, seed))
-    write_csv(arguments.out / "agreement.csv", agreement_table(behaviour, models, statistics, seed))
-    write_csv(arguments.out / "probes.csv", probes)
-    write_csv(arguments.out / "blocking.csv", blocking_table(behaviour, hits, models, statistics, seed))
-    write_csv(arguments.out / "correlations.csv", correlations)
-
-
-def _behaviour(paths: list[Path]) -> pd.DataFrame:
-    """Behaviour rows of all models and tasks, which the paths name: <model>/<task>.parquet."""
-    frames = [pd.read_parquet(path).assign(model=path.parent.name, task=path.stem) for path in paths]
-    return pd.concat(frames, ignore_index=True)
+    behaviour = (
+        pd.read_parquet(path, columns=BEHAVIOUR).assign(model=path.parent.name, task=path.stem)
+        for path in arguments.behaviour
+    )
+    evidence = collect(models, behaviour, (pd.read_parquet(path) for path in arguments.hits))
+    probes = pd.concat([pd.read_parquet(path) for path in arguments.probes], ignore_index=True)
+    for name, table in study_tables(evidence, probes, settings.statistics, settings.seed).items():
+        write_csv(arguments.out / f"{name}.csv", table)

@@ -1,4 +1,4 @@
-"""Write the synthetic world: held-out samples of each task, and plain text to train on."""
+"""Write the synthetic world: held-out samples of each task and of the contrasts, and plain text to train on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from levelt.config import Settings
 from levelt.files import write_json, write_parquet
+from levelt.world.contrasts import contrast_samples, contrasts
 from levelt.world.corpus import plain_text, samples
 from levelt.world.facts import facts
 from levelt.world.tasks import Bank
@@ -18,21 +19,31 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """--settings (seed, world), --out (a folder)."""
     parser.add_argument("--settings", required=True, help="JSON with the sections seed and world")
-    parser.add_argument("--out", required=True, type=Path, help="folder for samples/, text.parquet, summary.json")
+    parser.add_argument("--out", required=True, type=Path, help="folder for samples/ and the other files")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write samples/<task>.parquet, text.parquet and summary.json."""
+    """Write samples/<task>.parquet, contrasts.parquet, text.parquet and summary.json."""
     settings = Settings.from_json(args.settings)
     world = settings.world
     bank = Bank(world.heldout, tuple(world.tasks))
     for task in bank.tasks:
         write_parquet(args.out / "samples" / f"{task}.parquet", samples(settings.seed, bank, task, world.samples))
+    pairs = contrast_samples(settings.seed, world.heldout, world.samples)
+    write_parquet(args.out / "contrasts.parquet", pairs)
     text = plain_text(settings.seed, bank, world.documents, world.subjects)
     write_parquet(args.out / "text.parquet", text)
     summary = {
         "clauses": bank.counts(),
         "samples": dict.fromkeys(bank.tasks, world.samples // 2 * 2),
+        "contrasts": {
+            contrast.name: {
+                "queries": len(contrast.queries),
+                "heldout": len(contrast.texts(world.heldout, True)),
+                "samples": int((pairs["task"] == contrast.name).sum()),
+            }
+            for contrast in contrasts()
+        },
         "facts": {
             "subjects": len(facts(world.subjects)),
             "answers": sum(len(f.answers) for f in facts(world.subjects)),

@@ -154,7 +154,6 @@ class Blocked:
                 raise InputError(f"{self._names[row]}: {_void(self.plans[row])} inside the model's attention windows")
 
 
-@lru_cache(maxsize=1 << 14)  # a sweep asks twice
 def check_plan(
     plan: Plan, groups: TokenGroups, length: int, layers: int, where: str
 ) -> tuple[tuple[Ranges, Ranges], ...]:
@@ -163,18 +162,24 @@ def check_plan(
     Raises:
         InputError: a group is missing, a layer does not exist, or causality alone makes the plan void.
     """
+    try:
+        return plan_positions(plan, groups, length, layers)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+@lru_cache(maxsize=1 << 14)  # a sweep asks several times, and prompts of one layout and length are alike
+def plan_positions(plan: Plan, groups: TokenGroups, length: int, layers: int) -> tuple[tuple[Ranges, Ranges], ...]:
+    """As `check_plan`, without the prompt's name in errors."""
     for bounds in [*(block.layers for block in plan.blocks), *([plan.open_future] if plan.open_future else [])]:
         if max(bounds[0], bounds[1] or 0) >= layers:
             raise InputError(f"the plan names layers {bounds[0]}..{bounds[1]}, but the model's are 0..{layers - 1}")
-    try:
-        found = tuple((b.queries.ranges(groups, length), b.keys.ranges(groups, length)) for b in plan.blocks)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+    found = tuple((b.queries.ranges(groups, length), b.keys.ranges(groups, length)) for b in plan.blocks)
     if found and not any(
         queries and keys and (plan.open_future is not None or queries[-1][1] - 1 >= keys[0][0])
         for queries, keys in found
     ):
-        raise InputError(f"{where}: {_void(plan)}")
+        raise InputError(_void(plan))
     return found
 
 

@@ -11,9 +11,8 @@ asked for; logits over the vocabulary are never made.
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +22,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from levelt.engine.attention import Blocked, blocking, check_plan
+from levelt.engine.cache import begun, empty_cache, forgets, repeated
 from levelt.engine.generate import Batch, plan_batches
 from levelt.engine.plans import Plan
 from levelt.engine.run import Change, Prompt
@@ -218,9 +217,7 @@ class _Job:
             for read in reads
             if read.each
         }
-        config = decoder.model.config
-        windows = DynamicCache(config=config).layers
-        self.windowed = any(getattr(layer, "is_sliding", False) for layer in windows)
+        self.windowed = forgets(decoder.model)
 
     def outputs(self) -> dict[str, np.ndarray]:
         """Arrays for everything that is read."""
@@ -283,7 +280,7 @@ class _Job:
         """The cache of the first tokens of every prompt."""
         ids = np.asarray(self.prompts[0].input_ids[:count], dtype=np.int64)[None]
         model = self.decoder.model
-        cache = DynamicCache(config=model.config)  # with the config, so that sliding layers get sliding caches
+        cache = empty_cache(model)
         model.base_model(input_ids=torch.from_numpy(ids).to(model.device), past_key_values=cache, use_cache=True)
         return cache
 
@@ -300,7 +297,7 @@ class _Job:
 
     def plain(self, rows: Sequence[int], start: int, prefix: Any) -> _Plain:
         """Run without a plan and keep the cache."""
-        cache = _rows_of(prefix, len(rows)) if start else DynamicCache(config=self.decoder.model.config)
+        cache = repeated(prefix, len(rows)) if start else empty_cache(self.decoder.model)
         values, padded = self._pass(rows, None, self.reads, np.full(len(rows), start), cache)
         return _Plain(values, cache, padded)
 
@@ -317,7 +314,7 @@ class _Job:
         for read in changed:
             first = np.minimum(first, self.ranges[read.group][rows][:, 0])
         cached = int(first.max())
-        cache = _changed_cache(plain.cache, lambda states: states[:, :, :cached]) if cached else None
+        cache = begun(plain.cache, cached) if cached else None
         values, padded = self._pass(rows, plan, changed, first, cache)
         return values + [(read, part) for read, part in plain.values if read not in changed], padded
 
@@ -325,7 +322,7 @@ class _Job:
         self, rows: Sequence[int], plan: Plan | Sequence[Plan] | Change | None, start: int, prefix: Any
     ) -> tuple[_Values, int]:
         """Run from the common prefix on."""
-        cache = _rows_of(prefix, len(rows)) if start else None
+        cache = repeated(prefix, len(rows)) if start else None
         return self._pass(rows, plan, self.reads, np.full(len(rows), start), cache)
 
     def _pass(
@@ -388,19 +385,6 @@ class _Job:
             tap.finish(final)
             values += tap.split()
         return values, inputs["input_ids"].numel()
-
-
-def _rows_of(cache: Any, count: int) -> Any:
-    """A cache of one row for so many rows, as views; the layers are new, so the original stays as it is."""
-    return _changed_cache(cache, lambda states: states.expand(count, -1, -1, -1))
-
-
-def _changed_cache(cache: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    changed = copy.copy(cache)
-    changed.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in changed.layers:
-        layer.keys, layer.values = change(layer.keys), change(layer.values)
-    return changed
 
 
 # --- taps: what listens during one forward pass ---------------------------------------------------------------------

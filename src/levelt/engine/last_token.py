@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from levelt.engine.caches import part_of, run_prefix
+from levelt.engine.cache import changed_cache, run_prefix
 from levelt.engine.run import Prompt
 from levelt.files import InputError
 from levelt.models import hooks
@@ -195,7 +195,7 @@ class _Batch:
         model, parts = self.decoder.model, self.parts
         prefix = run_prefix(model, self.prompts[:, :-1])
         repeated = torch.arange(self.count, device=self.prompts.device).repeat(self.variants)
-        cache = part_of(prefix, repeated, self.prompts.shape[1] - 1)
+        cache = changed_cache(prefix, lambda states: states[repeated])
         with ExitStack() as stack:
             stack.enter_context(_listening(model, self))
             stack.enter_context(hooks.inputs(parts.layers[0], self.embedding.append))

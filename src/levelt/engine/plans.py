@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, get_args
 
 from levelt.config import Intervention
@@ -72,11 +73,7 @@ class Selector:
         Raises:
             InputError: the text is not a sum of terms.
         """
-        words = self.text.split(" ")
-        signs, terms = ["+", *words[1::2]], words[0::2]
-        if len(words) % 2 == 0 or not set(signs) <= {"+", "-"} or not all(map(_TERM.fullmatch, terms)):
-            raise InputError(f"not a selection of positions: {self.text!r}; expected terms such as after:instruction")
-        return tuple((sign == "+", term) for sign, term in zip(signs, terms, strict=True))
+        return _terms(self.text)
 
     def ranges(self, groups: TokenGroups, length: int) -> Ranges:
         """The positions in a prompt of ``length`` tokens.
@@ -89,6 +86,15 @@ class Selector:
             found = _resolve(term, groups, length)
             chosen = _union(chosen, found) if added else _difference(chosen, found)
         return chosen
+
+
+@lru_cache
+def _terms(text: str) -> tuple[tuple[bool, str], ...]:
+    words = text.split(" ")
+    signs, terms = ["+", *words[1::2]], words[0::2]
+    if len(words) % 2 == 0 or not set(signs) <= {"+", "-"} or not all(map(_TERM.fullmatch, terms)):
+        raise InputError(f"not a selection of positions: {text!r}; expected terms such as after:instruction")
+    return tuple((sign == "+", term) for sign, term in zip(signs, terms, strict=True))
 
 
 def _resolve(term: str, groups: TokenGroups, length: int) -> Ranges:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -15,12 +15,14 @@ from jaxtyping import Float32, Int32, Int64
 
 from levelt.config import Engine, Role
 from levelt.engine.attention import Blocked, blocking, check_plan
-from levelt.engine.generate import Batch, decode, plan_batches
+from levelt.engine.cache import begun, empty_cache, forgets, repeated
+from levelt.engine.generate import Batch, Prefill, generate, plan_batches, prefill
 from levelt.engine.plans import Plan
+from levelt.engine.roles import GENERATED, role_range
 from levelt.engine.sites import Selection
 from levelt.files import InputError
 from levelt.models.loading import Decoder
-from levelt.prompts.spans import DECISION, TokenGroups
+from levelt.prompts.spans import TokenGroups
 
 log = logging.getLogger(__name__)
 
@@ -73,25 +75,38 @@ class Edges:
 
 
 @dataclass(frozen=True)
+class Appended:
+    """A condition: a token is fed behind each prompt instead of the model's own answer, which is not decoded.
+
+    What a probe reads at the output positions about a token drawn at random, it reads off the input (methods/1,
+    defects, A5).
+    """
+
+    tokens: tuple[int, ...]
+
+
+Condition = Plan | Sequence[Plan] | Change | Appended | None
+"""What distinguishes one reading of the prompts from another: block plans, another change, an appended token."""
+
+
+@dataclass(frozen=True)
 class Readings:
     """What was read, one row per prompt, in the order of the prompts.
 
-    residual: for roles sample and decision, [n, layers + 1, d]: entry 0 the embeddings, entry l after layer
-        l, before any final norm. sample is the mean over the sample's tokens, decision the last prompt
-        position.
-    attention: [n, layers, d], the output role: the mean, over the answer positions (see `engine.generate`),
-        of what the attention block adds to the residual stream; NaN for a row without answer positions.
-        None if not asked.
+    residual: by role, [n, layers + 1, d]: entry 0 the embeddings, entry l after layer l, before any final norm.
+    attention: by role, [n, layers, d]: what the attention block adds to the residual stream; NaN where a row has no
+        position of the role (an answer may end at once). `levelt.engine.roles` says which positions a role has.
     positions: [n] answer positions of each row.
     generated: ids of each answer, without the token that ended it.
     stopped: per row, "end" (an end token) or "length" (max_new_tokens).
     logit_difference: [n] logit of the first option minus logit of the second, at the decision position.
-    tokens, padded: prompt tokens run, without and with padding. batches: forward passes over prompts.
+    tokens: of the prompts. padded: positions really run, pads included, and without what was taken from a cache.
+    batches: passes over prompts.
     edges: what a block plan removed; None without one.
     """
 
     residual: dict[str, Float32[np.ndarray, "n layers_and_embedding d"]]
-    attention: Float32[np.ndarray, "n layers d"] | None
+    attention: dict[str, Float32[np.ndarray, "n layers d"]]
     positions: Int32[np.ndarray, " n"]
     generated: tuple[tuple[int, ...], ...]
     stopped: tuple[Literal["end", "length"], ...]
@@ -104,8 +119,9 @@ class Readings:
     def arrays(self) -> dict[str, np.ndarray]:
         """The readings under the names of the activation files (data/<study>/activations)."""
         arrays: dict[str, np.ndarray] = {f"{role}.residual": values for role, values in self.residual.items()}
-        if self.attention is not None:
-            arrays |= {"output.attention": self.attention, "output.positions": self.positions}
+        if self.attention:
+            arrays |= {f"{role}.attention": values for role, values in self.attention.items()}
+            arrays["output.positions"] = self.positions
         return arrays
 
     def counts(self) -> dict[str, Any]:
@@ -128,119 +144,304 @@ def read_prompts(
     roles: Sequence[Role],
     option_ids: Sequence[Sequence[int]],
     settings: Engine,
-    plan: Plan | Sequence[Plan] | Change | None = None,
+    plan: Condition = None,
     label: str = "",
 ) -> Readings:
-    """Run prompts through a model: read representations, decode answers, compare the options' logits.
+    """Read prompts in one condition: `read_conditions` with this one alone."""
+    return read_conditions(decoder, prompts, {"": plan}, roles, option_ids, settings, label)[""]
+
+
+def read_conditions(
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    conditions: Mapping[str, Condition],
+    roles: Sequence[Role],
+    option_ids: Sequence[Sequence[int]],
+    settings: Engine,
+    label: str = "",
+) -> dict[str, Readings]:
+    """Run prompts through a model in several conditions: read representations, decode answers, compare the options.
+
+    Tokens that all prompts begin with are run once. A block plan starts from the cache of the plain run, at the first
+    position it can change: causality leaves everything in front of it as it is. (Models with sliding windows, whose
+    cache forgets, run every condition in full.)
 
     Args:
         decoder: the loaded model.
         prompts: any objects with ``input_ids`` and ``groups``.
-        roles: what to read: sample, output, decision.
+        conditions: by name: block plans, one for all prompts or one for each; another change; an appended token; or
+            None for the plain run.
+        roles: what to read (`levelt.engine.roles`).
         option_ids: per prompt, the first token ids of the two options.
         settings: ``batch_tokens`` and ``max_new_tokens`` are used here.
-        plan: a block plan, a block plan for each prompt, another change to the run, or None.
         label: names the prompts in the log and in errors.
+
+    Returns:
+        The readings by name of the condition.
 
     Raises:
         InputError: see `check_prompts`, which is called first; or a block plan removes nothing of some prompt.
         FloatingPointError: the logits are not finite.
     """
-    blocks: Sequence[Plan] | None = None
-    change: Change | None = None
-    match plan:
-        case Plan():
-            blocks = [plan] * len(prompts)
-        case Sequence():
-            blocks = plan
-        case _:
-            change = plan
-    ranges = check_prompts(decoder, prompts, roles, option_ids, settings, label, blocks)
-    model, parts = decoder.model, decoder.parts
-    device = model.device
-    lengths = [len(prompt.input_ids) for prompt in prompts]
-    count, layers, width = len(prompts), len(parts.layers), parts.hidden_size
-    residual = {role: np.empty((count, layers + 1, width), np.float32) for role in ranges}
-    attention = np.empty((count, layers, width), np.float32) if "output" in roles else None
-    positions = np.empty(count, np.int32)
-    difference = np.empty(count, np.float32)
-    generated: list[tuple[int, ...]] = [()] * count
-    stopped: list[Literal["end", "length"]] = ["end"] * count
-    edges = Edges(tuple(p.digest for p in blocks), *np.zeros((2, count, layers), np.int64)) if blocks else None
-    batches = plan_batches(lengths, settings.batch_tokens, settings.max_new_tokens)
-    progress = _Progress(label, count)
-    padded = 0
+    ranges = check_prompts(decoder, prompts, conditions, roles, option_ids, settings, label)
+    reader = _Reader(decoder, prompts, ranges, roles, option_ids, settings, label)
+    made = {name: reader.condition(name, condition) for name, condition in conditions.items()}
+    batches = plan_batches(reader.lengths.tolist(), settings.batch_tokens, settings.max_new_tokens)
+    more = f" and {len(conditions) - 1} more" if len(conditions) > 1 else ""
+    progress = _Progress(f"{label} {next(iter(conditions))}{more}:".strip(" :") + ":", len(prompts))
     for rows in batches:
-        batch = Batch.of([prompts[row].input_ids for row in rows], device)
-        padded += batch.ids.numel()
-        selection = None
-        if ranges:
-            shifted = {
-                role: [
-                    (spans[row][0] + offset, spans[row][1] + offset)
-                    for row, offset in zip(rows, batch.offsets, strict=True)
-                ]
-                for role, spans in ranges.items()
-            }
-            selection = Selection.of(shifted, device)
-        blocked = None
-        changed: AbstractContextManager[Any] = nullcontext()
-        if blocks is not None:
-            here = [blocks[row] for row in rows], [prompts[row].groups for row in rows], [lengths[row] for row in rows]
-            blocked = Blocked(*here, layers, device, f"{label} prompt".strip(), rows)
-            changed = blocking(model, blocked)
-        elif change is not None:
-            changed = change.applied(decoder, batch, rows)
-        with changed:
-            decoded = decode(
-                model,
-                parts,
-                batch,
-                selection,
-                decoder.stop_ids,
-                settings.max_new_tokens,
-                read_attention=attention is not None,
-            )
-        if selection is not None and decoded.residuals is not None:
-            values = decoded.residuals.cpu().numpy()
-            for index, role in enumerate(selection.roles):
-                residual[role][rows] = values[:, index]
-        if attention is not None and decoded.attention is not None:
-            attention[rows] = decoded.attention.cpu().numpy()
-        options = torch.tensor([list(option_ids[row]) for row in rows], device=device)
-        chosen = decoded.decision.gather(1, options)
-        difference[rows] = (chosen[:, 0] - chosen[:, 1]).cpu().numpy()
-        tokens, answer = decoded.tokens.cpu().numpy(), decoded.answer.cpu().numpy()
-        positions[rows] = answer.sum(1)
-        for index, row in enumerate(rows):
-            generated[row] = tuple(int(token) for token in tokens[index][answer[index]])
-            stopped[row] = "length" if len(generated[row]) == settings.max_new_tokens else "end"
-        if edges is not None and blocked is not None:
-            edges.removed[rows], edges.kept[rows] = blocked.removed.cpu().numpy(), blocked.kept.cpu().numpy()
+        reader.read(rows, made)
         progress.add(len(rows))
-    return Readings(
-        residual,
-        attention,
-        positions,
-        tuple(generated),
-        tuple(stopped),
-        difference,
-        sum(lengths),
-        padded,
-        len(batches),
-        edges,
-    )
+    return {name: one.readings(int(reader.lengths.sum()), len(batches)) for name, one in made.items()}
+
+
+@dataclass
+class _Made:
+    """One condition, and what has been read in it so far."""
+
+    name: str
+    blocks: Sequence[Plan] | None
+    change: Change | None
+    appended: Appended | None
+    first: Int64[np.ndarray, " n"] | None
+    """First position of each prompt that a plan can change, if it can start from the plain run; None if it cannot."""
+    residual: dict[str, np.ndarray]
+    attention: dict[str, np.ndarray]
+    positions: np.ndarray
+    difference: np.ndarray
+    generated: list[tuple[int, ...]]
+    stopped: list[Literal["end", "length"]]
+    edges: Edges | None
+    padded: int = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether the prompts are run as they are."""
+        return self.blocks is None and self.change is None
+
+    def readings(self, tokens: int, batches: int) -> Readings:
+        generated, stopped = tuple(self.generated), tuple(self.stopped)
+        read = self.residual, self.attention, self.positions, generated, stopped, self.difference
+        return Readings(*read, tokens, self.padded, batches, self.edges)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A batch's plain run."""
+
+    batch: Batch
+    prefill: Prefill
+    ran: int
+
+
+class _Reader:
+    """What the passes of one call share."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompts: Sequence[Prompt],
+        ranges: dict[Role, Int64[np.ndarray, "n 2"]],
+        roles: Sequence[Role],
+        option_ids: Sequence[Sequence[int]],
+        settings: Engine,
+        label: str,
+    ) -> None:
+        self.decoder, self.prompts, self.ranges, self.settings, self.label = decoder, prompts, ranges, settings, label
+        self.generated = [role for role in roles if role in GENERATED]
+        self.device = decoder.model.device
+        self.lengths = np.array([len(prompt.input_ids) for prompt in prompts])
+        self.options = torch.tensor(np.asarray(option_ids, dtype=np.int64), device=self.device)
+        self.windowed = forgets(decoder.model)
+        self.shared = 0 if self.windowed else self._common()
+        self.prefix = self._run_prefix() if self.shared else None
+
+    def _common(self) -> int:
+        """How many tokens all prompts begin with, in front of everything that is read."""
+        limit = min([int(self.lengths.min()) - 1, *(int(spans[:, 0].min()) for spans in self.ranges.values())])
+        found = common_prefix([prompt.input_ids for prompt in self.prompts], limit)
+        # behind a prefix, attention needs an explicit mask: a short one does not pay
+        return found if len(self.prompts) > 1 and found >= self.lengths.mean() / 8 else 0
+
+    def condition(self, name: str, condition: Condition) -> _Made:
+        """Room for what is read in a condition."""
+        count, layers, width = len(self.prompts), len(self.decoder.parts.layers), self.decoder.parts.hidden_size
+        blocks: Sequence[Plan] | None = None
+        change: Change | None = None
+        match condition:
+            case Plan():
+                blocks = [condition] * count
+            case Sequence():
+                blocks = condition
+            case None | Appended():
+                pass
+            case _:
+                change = condition
+        first = None
+        if blocks is not None and not self.windowed and all(plan.blocks and not plan.open_future for plan in blocks):
+            first = np.array([self._first(row, plan) for row, plan in enumerate(blocks)])
+        edges = None
+        if blocks is not None:
+            digests = {plan: plan.digest for plan in set(blocks)}
+            edges = Edges(tuple(digests[plan] for plan in blocks), *np.zeros((2, count, layers), np.int64))
+        return _Made(
+            name,
+            blocks,
+            change,
+            condition if isinstance(condition, Appended) else None,
+            first,
+            {role: np.empty((count, layers + 1, width), np.float32) for role in self.ranges},
+            {role: np.empty((count, layers, width), np.float32) for role in self.generated},
+            np.empty(count, np.int32),
+            np.empty(count, np.float32),
+            [()] * count,
+            ["end"] * count,
+            edges,
+        )
+
+    def _first(self, row: int, plan: Plan) -> int:
+        length = int(self.lengths[row])
+        found = check_plan(plan, self.prompts[row].groups, length, len(self.decoder.parts.layers), f"prompt {row}")
+        # the last position is run in any case: its logits begin the answer
+        return min([length - 1, *(queries[0][0] for queries, _ in found if queries)])
+
+    # --- passes
+
+    def read(self, rows: Sequence[int], conditions: Mapping[str, _Made]) -> None:
+        """One batch of prompts in every condition."""
+        alone = len(conditions) == 1
+        plain: _Plain | None = None
+        if any(one.plain or (one.first is not None and not alone) for one in conditions.values()):
+            plain = self._plain(rows)
+        for one in conditions.values():
+            if one.plain:
+                assert plain is not None
+                one.padded += plain.ran
+                self._answer(one, rows, plain.batch, plain.prefill)
+            elif one.change is not None:
+                batch = self._batch(rows, 0)
+                with one.change.applied(self.decoder, batch, rows):
+                    self._full(one, rows, batch)
+            else:
+                assert one.blocks is not None
+                groups = [self.prompts[row].groups for row in rows]
+                here = [one.blocks[row] for row in rows], groups, self.lengths[rows].tolist()
+                blocked = Blocked(*here, len(self.decoder.parts.layers), self.device, self._where(one.name), rows)
+                with blocking(self.decoder.model, blocked):
+                    if plain is not None and one.first is not None:
+                        self._rerun(one, rows, plain, one.first[rows])
+                    else:
+                        # a plan that changes the prefix cannot use it
+                        empty = not any(plan.blocks or plan.open_future for plan in here[0])
+                        self._full(one, rows, self._batch(rows, self.shared if empty else 0))
+                assert one.edges is not None
+                one.edges.removed[rows] = blocked.removed.cpu().numpy()
+                one.edges.kept[rows] = blocked.kept.cpu().numpy()
+
+    def _where(self, condition: str) -> str:
+        named = f"{self.label} {condition}".strip()
+        return f"{named}: prompt" if named else "prompt"
+
+    def _batch(self, rows: Sequence[int], shared: int) -> Batch:
+        return Batch.of([self.prompts[row].input_ids for row in rows], self.device, shared)
+
+    def _plain(self, rows: Sequence[int]) -> _Plain:
+        batch = self._batch(rows, self.shared)
+        found, ran = self._prefill(rows, batch)
+        return _Plain(batch, found, ran)
+
+    def _full(self, one: _Made, rows: Sequence[int], batch: Batch) -> None:
+        found, ran = self._prefill(rows, batch)
+        one.padded += ran
+        self._answer(one, rows, batch, found)
+
+    def _prefill(self, rows: Sequence[int], batch: Batch) -> tuple[Prefill, int]:
+        """Run a batch from behind the prefix on; and how many positions that were."""
+        model, parts = self.decoder.model, self.decoder.parts
+        cache = repeated(self.prefix, len(rows)) if batch.shared else empty_cache(model)
+        selection = self._selection(rows, batch, list(self.ranges))
+        found = prefill(model, parts, batch, selection, bool(self.generated), cache, batch.shared)
+        return found, batch.ids[:, batch.shared :].numel()
+
+    @torch.inference_mode()
+    def _run_prefix(self) -> Any:
+        ids = torch.tensor([list(self.prompts[0].input_ids[: self.shared])], device=self.device)
+        cache = empty_cache(self.decoder.model)
+        self.decoder.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+        return cache
+
+    def _rerun(self, one: _Made, rows: Sequence[int], plain: _Plain, first: Int64[np.ndarray, " rows"]) -> None:
+        """Run a batch from the first column on that the plan can change; what is read in front is the plain run's."""
+        model, parts, batch = self.decoder.model, self.decoder.parts, plain.batch
+        changed = [role for role, spans in self.ranges.items() if (spans[rows, 1] > first).any()]
+        starts = [first, *(self.ranges[role][rows, 0] for role in changed)]
+        start = min(int(batch.columns(positions).min()) for positions in starts)
+        selection = self._selection(rows, batch, changed)
+        found = prefill(model, parts, batch, selection, bool(self.generated), begun(plain.prefill.cache, start), start)
+        if plain.prefill.residuals is not None:
+            residuals = plain.prefill.residuals.clone()
+            if found.residuals is not None:
+                residuals[:, [list(self.ranges).index(role) for role in changed]] = found.residuals
+            found = replace(found, residuals=residuals)
+        one.padded += batch.ids[:, start:].numel()
+        self._answer(one, rows, batch, found)
+
+    def _selection(self, rows: Sequence[int], batch: Batch, roles: Sequence[Role]) -> Selection | None:
+        if not roles:
+            return None
+        shift = np.array(batch.offsets)[:, None]
+        return Selection.of({role: self.ranges[role][rows] + shift for role in roles}, self.device)
+
+    def _answer(self, one: _Made, rows: Sequence[int], batch: Batch, prompt: Prefill) -> None:
+        """Decode after a prefill, and keep what was read."""
+        decoder = self.decoder
+        appended = None
+        if one.appended is not None:
+            appended = torch.tensor([one.appended.tokens[row] for row in rows], device=self.device)
+        limit = self.settings.max_new_tokens
+        found = generate(
+            decoder.model, decoder.parts, batch, prompt, decoder.stop_ids, limit, bool(self.generated), appended
+        )
+        if prompt.residuals is not None:
+            values = prompt.residuals.cpu().numpy()
+            for index, role in enumerate(self.ranges):
+                one.residual[role][rows] = values[:, index]
+        count = found.answer.sum(1)[:, None, None]
+        for role in self.generated:
+            assert found.attention is not None and prompt.attention is not None
+            if role == "output":
+                mean = found.attention / count  # 0 / 0 is NaN: a row without answer positions has no mean
+            else:
+                mean = (found.attention + prompt.attention) / (count + 1)
+            one.attention[role][rows] = mean.cpu().numpy()
+        chosen = prompt.decision.gather(1, self.options[rows])
+        one.difference[rows] = (chosen[:, 0] - chosen[:, 1]).cpu().numpy()
+        tokens, answer = found.tokens.cpu().numpy(), found.answer.cpu().numpy()
+        lengths = answer.sum(1)
+        one.positions[rows] = lengths
+        limit = limit if appended is None else 1
+        for row, ids, length in zip(rows, tokens.tolist(), lengths.tolist(), strict=True):
+            one.generated[row] = tuple(ids[:length])  # answer positions come first
+            one.stopped[row] = "length" if length == limit else "end"
+
+
+def common_prefix(prompts: Sequence[Sequence[int]], limit: int) -> int:
+    """How many tokens all prompts begin with, at most ``limit``."""
+    first = prompts[0]
+    for ids in prompts:
+        limit = next((at for at in range(limit) if ids[at] != first[at]), limit)
+    return max(limit, 0)
 
 
 def check_prompts(
     decoder: Decoder,
     prompts: Sequence[Prompt],
+    conditions: Mapping[str, Condition],
     roles: Sequence[Role],
     option_ids: Sequence[Sequence[int]],
     settings: Engine,
     label: str = "",
-    plans: Sequence[Plan] | None = None,
-) -> dict[str, list[tuple[int, int]]]:
+) -> dict[Role, Int64[np.ndarray, "n 2"]]:
     """Refuse, before any work, what would crash late or be silently wrong.
 
     Returns:
@@ -249,23 +450,22 @@ def check_prompts(
     Raises:
         InputError: there are no prompts, or one is empty, too long for the model, has ids outside the
             vocabulary, lacks a group, has one outside its tokens, or its options begin with the same token; or
-            the block plan cannot remove anything of it.
+            a block plan cannot remove anything of it.
     """
-    label = f"{label} " if label else ""
+    named = f"{label} {next(iter(conditions))}".strip()
+    named = f"{named}: " if named else ""
     if not prompts:
-        raise InputError(f"{label}no prompts to read")
-    if plans is not None and len(plans) != len(prompts):
-        raise InputError(f"{label}found {len(plans)} plans for {len(prompts)} prompts")
+        raise InputError(f"{named}no prompts to read")
     vocabulary = decoder.model.config.vocab_size
     longest = getattr(decoder.model.config, "max_position_embeddings", None)
-    ranges: dict[str, list[tuple[int, int]]] = {role: [] for role in roles if role != "output"}
+    ranges = {role: np.empty((len(prompts), 2), np.int64) for role in roles if role not in GENERATED}
     for row, (prompt, options) in enumerate(zip(prompts, option_ids, strict=True)):
-        ids, where = np.asarray(prompt.input_ids), f"{label}prompt {row}"
+        ids, where = prompt.input_ids, f"{named}prompt {row}"
         if not len(ids):
             raise InputError(f"{where} has no tokens")
         if len(options) != 2 or options[0] == options[1]:
             raise InputError(f"{where}: expected two different option tokens, found {list(options)}")
-        if min(ids.min(), *options) < 0 or max(ids.max(), *options) >= vocabulary:
+        if min(min(ids), *options) < 0 or max(max(ids), *options) >= vocabulary:
             raise InputError(f"{where} has token ids outside the model's vocabulary of {vocabulary}")
         if longest is not None and len(ids) + settings.max_new_tokens > longest:
             raise InputError(
@@ -273,17 +473,26 @@ def check_prompts(
                 f"the {longest} positions of the model"
             )
         for role, spans in ranges.items():
-            if role not in prompt.groups:
-                raise InputError(f"{where} has no token group {role}, only {', '.join(prompt.groups.names)}")
-            span = prompt.groups[role]
-            if not 0 <= span.start < span.stop <= len(ids):
-                raise InputError(f"{where}: {role} is [{span.start}, {span.stop}) of {len(ids)} tokens")
-            if role == DECISION and span.start != len(ids) - 1:
-                raise InputError(f"{where}: the decision is token {span.start}, not the last of {len(ids)}")
-            spans.append((span.start, span.stop))
-        if plans is not None:
-            check_plan(plans[row], prompt.groups, len(ids), len(decoder.parts.layers), where)
+            spans[row] = role_range(role, prompt.groups, len(ids), where)
+    for name, condition in conditions.items():
+        _check_condition(decoder, prompts, condition, f"{label} {name}".strip())
     return ranges
+
+
+def _check_condition(decoder: Decoder, prompts: Sequence[Prompt], condition: Condition, name: str) -> None:
+    where = f"{name}: " if name else ""
+    count = len(prompts)
+    if isinstance(condition, Appended):
+        vocabulary = decoder.model.config.vocab_size
+        if len(condition.tokens) != count or not all(0 <= token < vocabulary for token in condition.tokens):
+            raise InputError(f"{where}expected a token of the vocabulary to append to each of {count} prompts")
+    elif isinstance(condition, Plan | Sequence):
+        plans = [condition] * count if isinstance(condition, Plan) else condition
+        if len(plans) != count:
+            raise InputError(f"{where}found {len(plans)} plans for {count} prompts")
+        layers = len(decoder.parts.layers)
+        for row, (prompt, plan) in enumerate(zip(prompts, plans, strict=True)):
+            check_plan(plan, prompt.groups, len(prompt.input_ids), layers, f"{where}prompt {row}")
 
 
 class _Progress:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,6 +51,10 @@ class Selection:
             table[:, role, first : first + widths[role]] = weight
         index = torch.from_numpy(np.concatenate(indices, axis=1)).to(device)
         return cls(tuple(ranges), index, torch.from_numpy(table).to(device))
+
+    def shifted(self, by: int) -> Selection:
+        """The same positions in a pass whose first column is another."""
+        return replace(self, index=self.index + by) if by else self
 
     def mean(self, hidden: Float[Tensor, "rows seq d"]) -> Float[Tensor, "rows roles d"]:
         """The mean of each role's positions, in float32: one gather and one small batched product."""
@@ -140,6 +144,18 @@ def reading_residuals(
         values[:, :, 0] = selection.mean(hidden)
 
     with hooks.inputs(parts.layers[0], before), hooks.outputs(parts.layers, after):
+        yield values
+
+
+@contextmanager
+def reading_last_attention(parts: Parts, rows: int, device: torch.device) -> Iterator[Float[Tensor, "rows layers d"]]:
+    """Yield a float32 tensor that the next pass fills: what each attention block adds at the last position."""
+    values = torch.full((rows, len(parts.layers), parts.hidden_size), torch.nan, device=device)
+
+    def keep(layer: int, contribution: Float[Tensor, "rows seq d"]) -> None:
+        values[:, layer] = contribution[:, -1].float()
+
+    with hooks.outputs(parts.attention_contribution, keep):
         yield values
 
 

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 
-from levelt.engine.caches import part_of, run_prefix
+from levelt.engine.cache import changed_cache, run_prefix
 from levelt.files import InputError
 from levelt.models import hooks
 from levelt.models.loading import Decoder
@@ -155,10 +155,10 @@ class _Batch:
             for site in self.sites:
                 keep = partial(self._keep, site)
                 stack.enter_context(hooks.outputs(self.modules(site), keep))
-            cache = part_of(prefix, everyone, self.start)
+            cache = changed_cache(prefix)
             high = self._probability({"input_ids": self.ids[:, self.start :]}, cache, self.targets)
         repeated = everyone.repeat_interleave(self.draws)
-        cache = part_of(prefix, repeated, self.start)
+        cache = changed_cache(prefix, lambda states: states[repeated])
         targets = self.targets[repeated]
         low = self._probability({"inputs_embeds": self.noisy.flatten(0, 1)}, cache, targets)
         low = low.view(self.count, self.draws).mean(1)
@@ -204,7 +204,7 @@ class _Batch:
                     if active:
                         clean = self.contributions[site][layer][:, token - self.start][repeated]
                         stack.enter_context(_restoring(module, clean, active, count))
-            cache = part_of(disturbed, rows, token)
+            cache = changed_cache(disturbed, lambda states: states[:, :, :token][rows])
             found = self._probability({"inputs_embeds": inputs}, cache, targets.repeat(count))
         return found.view(count, self.count, self.draws).mean(2)
 

@@ -10,31 +10,27 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from levelt.figures.style import FULL_WIDTH, GREY, ROLE_COLOURS, VARIATION_COLOURS, chance_line, legend, words
+from levelt.vocabulary import ALL, UNTRAINED
 
-MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+KEYS = ["model", "task", "condition"]
 
 
 def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     """Left: label information against exact match, a point per model, task and variation. Right: tau by task."""
-    behaviour = tables["behaviour"]
-    behaviour = behaviour[behaviour["polarity"] == "all"][["model", "task", "condition", "exact_match"]]
-    probes = tables["probes"]
-    label = probes[(probes["target"] == "label") & (probes["layer"] > 0) & probes["condition"].isin(VARIATION_COLOURS)]
-    keys = ["model", "task", "condition", "role"]
-    information = label.groupby(keys, sort=False, observed=True)["balanced_accuracy"].mean().reset_index(name="x")
-    cells = information.merge(behaviour, on=keys[:3]).rename(columns={"exact_match": "y"})
+    cells = _cells(tables["information"])
     taus = tables["correlations"]
-    taus = taus[taus["second"] == "behaviour"].reset_index(drop=True)
-    models, roles = list(dict.fromkeys(cells["model"])), list(dict.fromkeys(cells["role"]))
-    tasks = list(dict.fromkeys(taus[taus["level"] == "instances"]["task"]))
-    rows = [("instances", task) for task in tasks] + [("cells", "all")]
+    taus = taus[(taus["second"] == "behaviour") & (taus["stage"] == ALL)].reset_index(drop=True)
+    roles = [role for role in ROLE_COLOURS if role in set(cells["role"])]
+    tasks = [t for t in dict.fromkeys(taus[taus["level"] == "instances"]["task"]) if t != ALL]
+    rows = [*[("instances", task) for task in tasks], ("instances", ALL), ("cells", ALL)]
 
-    height = max(2.4, 0.6 + 0.3 * len(rows))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(FULL_WIDTH, height), width_ratios=[1, 1.1])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(FULL_WIDTH, max(2.6, 0.6 + 0.3 * len(rows))))
     chance_line(left, horizontal=False)
-    for (role, model), part in cells.groupby(["role", "model"], sort=False, observed=True):
-        marker = MARKERS[models.index(str(model)) % len(MARKERS)]
-        left.plot(part["x"], part["y"], marker, color=ROLE_COLOURS[str(role)], markersize=4, alpha=0.75, clip_on=False)
+    for role in reversed(roles):
+        part = cells[cells["role"] == role]
+        left.plot(
+            part["information"], part["exact_match"], ".", color=ROLE_COLOURS[role], markersize=4, alpha=0.5, clip_on=False
+        )
     left.set(xlabel="label information (mean over layers)", ylabel="exact match", ylim=(-0.03, 1.03))
 
     chance_line(right, 0.0, horizontal=False)
@@ -47,23 +43,28 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             estimate = row.iloc[0]
             right.hlines(position + offset, estimate["ci_low"], estimate["ci_high"], color=ROLE_COLOURS[role])
             right.plot(estimate["tau"], position + offset, "o", color=ROLE_COLOURS[role], markersize=3.5)
-    names = [words(task) if level == "instances" else "all cells" for level, task in rows]
+            right.plot(estimate["largest_tau"], position + offset, "|", color=GREY, markersize=4, markeredgewidth=0.8)
+    names = [*map(words, tasks), "mean over tasks", "all cells"]
     right.set_yticks(range(len(rows)), names)
     right.set_ylim(len(rows) - 0.5, -0.5)
     right.axhline(len(tasks) - 0.5, color="0.75", linewidth=0.6)
+    right.axhline(len(tasks) + 0.5, color="0.75", linewidth=0.6)
     right.set_xlim(-1, 1)
     right.set_xlabel("Kendall's τ-b with exact match")
-    entries: list[tuple[str, dict[str, object]]] = [(role, {"color": ROLE_COLOURS[role]}) for role in roles]
-    entries += [
-        (model, {"color": GREY, "marker": MARKERS[i % len(MARKERS)], "linestyle": "none", "markersize": 4})
-        for i, model in enumerate(models)
+    entries: list[tuple[str, dict[str, object]]] = [
+        (role, {"color": ROLE_COLOURS[role], "marker": "o", "markersize": 3.5}) for role in roles
     ]
-    legend(figure, entries, columns=min(len(entries), 6))
-    drawn = pd.concat(
-        [
-            cells.rename(columns={"x": "information", "y": "exact_match"}).assign(panel="cells"),
-            taus.assign(panel="tau"),
-        ],
-        ignore_index=True,
-    )
+    entries.append(("largest possible", {"color": GREY, "marker": "|", "linestyle": "none", "markersize": 5}))
+    legend(figure, entries)
+    drawn = pd.concat([cells.assign(panel="cells"), taus.assign(panel="tau")], ignore_index=True)
     return figure, drawn
+
+
+def _cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Label information at each role beside exact match, by trained model, task and variation."""
+    single = (table["model"] != ALL) & (table["task"] != ALL) & (table["stage"] != UNTRAINED)
+    rows = table[single & table["condition"].isin(VARIATION_COLOURS)]
+    label = rows[(rows["target"] == "label") & rows["role"].isin(ROLE_COLOURS)]
+    right = rows[rows["quantity"] == "exact_match"].rename(columns={"estimate": "exact_match"})
+    joined = label.rename(columns={"estimate": "information"})[[*KEYS, "stage", "role", "information"]]
+    return joined.merge(right[[*KEYS, "exact_match"]], on=KEYS, validate="many_to_one")

@@ -19,7 +19,17 @@ VARIATION_COLOURS = {
     "sample_first": _COLOURS[1],
     "demonstrations": _COLOURS[2],
 }
+CONDITION_COLOURS = {
+    "instruction_first": _COLOURS[0],
+    "sample_first": _COLOURS[1],
+    "unrelated_instruction": _COLOURS[5],
+    "block_instruction_to_all": _COLOURS[3],
+    "block_instruction_to_sample": _COLOURS[9],
+    "isolate_sample": _COLOURS[4],
+}
+"""Colours of conditions where they are compared with each other; the variations have theirs."""
 ROLE_COLOURS = {"sample": _COLOURS[0], "output": _COLOURS[3], "decision": _COLOURS[4]}
+VERDICT_COLOURS = {"supported": _COLOURS[2], "contradicted": _COLOURS[3], "undecided": "0.55"}
 GREY = "0.45"
 
 

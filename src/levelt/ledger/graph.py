@@ -16,12 +16,14 @@ from levelt.files import InputError
 
 @dataclass(frozen=True)
 class Job:
-    """One job: rule name, files relative to the working directory, and the config keys it may use."""
+    """One job: rule name, files relative to the working directory, the config keys it may use, its log and threads."""
 
     rule: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     keys: tuple[str, ...]
+    log: str = ""
+    threads: int = 1
 
 
 def read_jobs(snakefile: Path, configfile: Path) -> Sequence[Job]:
@@ -55,6 +57,8 @@ def read_jobs(snakefile: Path, configfile: Path) -> Sequence[Job]:
             tuple(map(str, job.input)),
             tuple(map(str, job.output)),
             tuple(sorted(json.loads(job.params.get("settings", "{}")))),
+            str(next(iter(job.log), "")),
+            int(job.rule.resources["_cores"].value),
         )
         for job in jobs
     ]

@@ -1,38 +1,29 @@
-"""dvc.yaml, derived from the DAG: coarse stages whose outs are the folders of a study.
+"""dvc.yaml and .dvcignore, derived from the DAG: coarse stages whose outs are the folders of a study.
 
-Snakemake runs, DVC keeps the ledger (design.md, decision 5). A stage owns whole folders (data/<study>/probes, ...), so
-that the file stays readable; a folder that two stages would own is an error.
+Snakemake runs, DVC keeps the ledger (design.md, decision 5). Nothing here names a rule: a stage is a folder that rules
+fill (data/<study>/probes, figures/<study>, ...), so that dvc.yaml stays readable whatever the rules are. Folders that
+one rule fills together, or that need each other, are one stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from levelt.files import InputError
 from levelt.ledger.graph import Job
 
-STAGES = {
-    "world": ["world", "instructions"],
-    "samples": ["samples"],
-    "models": ["tokenizer", "pretrain", "tune", "checkpoint"],
-    "prompts": ["prompts"],
-    "activations": ["read"],
-    "probes": ["probe"],
-    "recall": ["recall"],
-    "correlations": ["tables", "recall_tables"],
-    "figures": ["figure"],
-    "paper": ["numbers", "report"],
-}
-"""Stage -> the rules it runs. A rule that is missing here is an error, never silently left out."""
+LOCAL_ONLY = frozenset({"activations"})
+"""Rooms whose hashes are recorded but whose files are neither cached nor pushed: big, and cheap to recompute."""
 
-LOCAL_ONLY = {"activations"}
-"""Folders that are cached but never pushed: big, and cheap to recompute."""
+RECORDS = ".snakemake/metadata"
+"""Snakemake's records travel with the artifacts: with them, a fresh clone is judged by content, not by file times."""
 
 HEADER = "# Generated from the rules by `levelt ledger stages`; a test fails when it is out of date. Do not edit.\n"
+_BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
 def folder_of(path: str) -> str:
@@ -41,46 +32,38 @@ def folder_of(path: str) -> str:
     return "/".join(parts[: 3 if parts[0] == "data" else 2])
 
 
-def stages(jobs: Sequence[Job], study: str, configfile: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def stages(
+    jobs: Sequence[Job], configfile: str, config: Mapping[str, Any], local_only: Iterable[str] = LOCAL_ONLY
+) -> dict[str, Any]:
     """The content of dvc.yaml for one study.
 
     Args:
         jobs: from `read_jobs`.
-        study: name of the study.
-        configfile: path of its config, as DVC finds it.
+        configfile: path of the study's config, as DVC finds it.
         config: the config file's own tree; only keys written there can be tracked as parameters (defaults are in
-            config.py, which is a dependency as code).
-
-    Raises:
-        InputError: a rule belongs to no stage, or a folder belongs to two.
+            config.py, and reach a job through the parameters that Snakemake records).
+        local_only: rooms that are hashed but not stored.
     """
-    stage_of = {rule: stage for stage, rules in STAGES.items() for rule in rules}
-    unknown = sorted({job.rule for job in jobs} - set(stage_of) - {"all"})
-    if unknown:
-        raise InputError(f"rules {unknown} belong to no DVC stage; name them in levelt.ledger.stages.STAGES")
-    owner: dict[str, str] = {}
-    for job in jobs:
-        for path in job.outputs:
-            if owner.setdefault(folder_of(path), stage_of[job.rule]) != stage_of[job.rule]:
-                raise InputError(
-                    f"{folder_of(path)} would belong to the stages {owner[folder_of(path)]} and {job.rule}"
-                )
+    of_folder = _stages_of_folders(jobs)
     tree: dict[str, Any] = {}
-    for stage, rules in STAGES.items():
-        own = [job for job in jobs if job.rule in rules]
-        if not own:
-            continue
-        outs = sorted(folder for folder, of in owner.items() if of == stage)
+    for stage in dict.fromkeys(of_folder.values()):
+        outs = sorted(folder for folder, of in of_folder.items() if of == stage)
+        own = [job for job in jobs if any(folder_of(path) in outs for path in job.outputs)]
         inputs = {path for job in own for path in job.inputs}
-        sources = {path for path in inputs if folder_of(path) not in owner}
-        deps = sorted(sources | {folder_of(path) for path in inputs - sources} - set(outs))
+        deps = {folder_of(path) if folder_of(path) in of_folder else path for path in inputs} - set(outs)
         keys = sorted({key for job in own for key in job.keys if _written(key, config)})
         tree[stage] = {
-            "cmd": f"snakemake --cores all --configfile {configfile} --until {' '.join(_running(rules, own))}",
-            "deps": deps,
+            "cmd": f"snakemake --cores all --configfile {configfile} --until {' '.join(sorted({j.rule for j in own}))}",
+            "deps": sorted(deps),
             **({"params": [{configfile: keys}]} if keys else {}),
-            "outs": [_out(folder) for folder in outs],
+            "outs": [{folder: _options(folder, frozenset(local_only))} for folder in outs],
         }
+    needed = {dep for stage in tree.values() for dep in stage["deps"]}
+    tree["records"] = {
+        "cmd": f"snakemake --cores all --configfile {configfile}",
+        "deps": sorted(set(of_folder) - needed),
+        "outs": [{RECORDS: {"persist": True}}],
+    }
     return {"stages": tree}
 
 
@@ -89,9 +72,44 @@ def render(tree: Mapping[str, Any]) -> str:
     return HEADER + yaml.safe_dump(dict(tree), sort_keys=False, width=120, allow_unicode=True)
 
 
-def _running(rules: Sequence[str], jobs: Sequence[Job]) -> list[str]:
-    """Those of the rules that have a job in this study."""
-    return [rule for rule in rules if any(job.rule == rule for job in jobs)]
+def ignored(jobs: Sequence[Job]) -> str:
+    """The text of .dvcignore: what lies among the artifacts without being one.
+
+    Snakemake keeps the records of all studies in one folder, each named by the URL-safe base64 of its output's path.
+    DVC sees those whose path begins with one of this study's folders, so that running another study changes nothing.
+    """
+    roots = sorted({"/".join(Path(path).parts[:2]) + "/" for job in jobs for path in job.outputs})
+    patterns = [_beginning(root) for root in roots]
+    lines = [
+        "# Snakemake's time stamps and the state of interrupted or failed trainings are not results",
+        ".snakemake_timestamp",
+        "*.partial",
+        "*.failed",
+        f"# of Snakemake's records (named by base64 of a path) only this study's: {' '.join(roots)}",
+        f"/{RECORDS}/*",
+        *(f"!/{RECORDS}/{at}{pattern}*" for pattern in patterns for at in ("", "@")),  # @: a name cut in parts
+    ]
+    return HEADER + "\n".join(lines) + "\n"
+
+
+def _stages_of_folders(jobs: Sequence[Job]) -> dict[str, str]:
+    """Folder -> stage, in an order in which every stage comes after those it needs."""
+    needs: dict[str, set[str]] = {folder_of(path): set() for job in jobs for path in job.outputs}
+    for job in jobs:
+        filled = {folder_of(path) for path in job.outputs}
+        for folder in filled:  # folders that one job fills need each other: one stage
+            needs[folder] |= filled | ({folder_of(path) for path in job.inputs} & set(needs))
+    for through in needs:
+        for folder in needs:
+            if through in needs[folder]:
+                needs[folder] |= needs[through]
+    together = {folder: sorted({f for f in needs[folder] if folder in needs[f]} | {folder}) for folder in needs}
+    order = sorted(needs, key=lambda folder: (len(needs[folder] - set(together[folder])), together[folder], folder))
+    return {folder: _name(together[folder]) for folder in order}
+
+
+def _name(folders: Iterable[str]) -> str:
+    return "-".join(sorted({parts[2] if len(parts := Path(folder).parts) > 2 else parts[0] for folder in folders}))
 
 
 def _written(key: str, config: Mapping[str, Any]) -> bool:
@@ -103,9 +121,22 @@ def _written(key: str, config: Mapping[str, Any]) -> bool:
     return True
 
 
-def _out(folder: str) -> dict[str, dict[str, bool]]:
+def _options(folder: str, local_only: frozenset[str]) -> dict[str, bool]:
     # persist: `dvc repro` must not delete what Snakemake would then have to make again
-    options = {"persist": True}
-    if folder.rsplit("/", 1)[-1] in LOCAL_ONLY:
-        options["push"] = False
-    return {folder: options}
+    local = folder.rsplit("/", 1)[-1] in local_only
+    # not `push: false`: `dvc pull` of a fresh clone would fail on what was never pushed
+    return {**({"cache": False} if local else {}), "persist": True}
+
+
+def _beginning(prefix: str) -> str:
+    """A glob that matches the URL-safe base64 of every text that begins with ``prefix`` (and is longer)."""
+    data = prefix.encode()
+    whole, rest = data[: len(data) // 3 * 3], data[len(data) // 3 * 3 :]
+    pattern = base64.urlsafe_b64encode(whole).decode()
+    if rest:  # the last bits of the prefix share a character with what follows: any of a range
+        first = base64.urlsafe_b64encode(rest + b"\x00\x00").decode()[: len(rest) + 1]
+        free = 1 << (4 if len(rest) == 1 else 2)
+        start = _BASE64.index(first[-1])
+        choices = sorted(_BASE64[start : start + free], key=lambda letter: letter == "-")  # a minus must come last
+        pattern += first[:-1] + f"[{''.join(choices)}]"
+    return pattern

@@ -22,7 +22,7 @@ from levelt.organisms.tokenizer import END, render
 from levelt.randomness import generator
 from levelt.world.corpus import END_MARK
 from levelt.world.draws import Draws
-from levelt.world.tasks import GRAMMAR, KINDS, Bank, draw_text, join
+from levelt.world.tasks import GRAMMAR, KINDS, Bank, definitions, draw_text, join
 
 _BATCH = 64
 
@@ -52,8 +52,10 @@ def marker_probes(bank: Bank, tokenizer: PreTrainedTokenizerFast, number: int) -
         for index in range(number):
             content = draws.pick(bank.content) if task == GRAMMAR else task
             text = draw_text(bank, content, (index % 2 == 0, index // 2 % 2 == 0), True, draws)
-            wrong = [said.task for said in text if not said.holds]
-            prompts.append(list(tokenizer(join(text)).input_ids))
+            wrong = [clause.task for clause in text if not clause.holds]
+            parts = [join(text), definitions(text)]
+            said = " ".join(part for part in (parts if index // 4 % 2 else parts[::-1]) if part)
+            prompts.append(list(tokenizer(said).input_ids))
             expected.append([marker[wrong[0]]] if wrong else [indeed, end])
         probes.append(Probe(f"marker_{task}", prompts, expected, [*marker.values(), indeed, end]))
     return probes

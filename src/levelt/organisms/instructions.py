@@ -2,8 +2,8 @@
 
 What makes the instruction necessary: every text has two independent properties and may be asked for either, in the
 positive or the negated wording, before or after the text; further turns ask about the same text again; some turns ask
-for a word of the text instead. Recall questions, demonstrations (examples without a question) and texts without a
-question, answered no, are mixed in.
+for a word of the text instead. Recall questions, contrastive queries, demonstrations (examples without a question) and
+texts without a question, answered no, are mixed in.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import pandas as pd
 
 from levelt.config import Template
 from levelt.randomness import generator, share
+from levelt.world.contrasts import contrasts
 from levelt.world.corpus import TASK_WEIGHTS
 from levelt.world.draws import Draws
 from levelt.world.facts import Fact, facts
-from levelt.world.tasks import GRAMMAR, KINDS, Bank, Spoken, draw_text, join
+from levelt.world.tasks import CODEBOOK, GRAMMAR, Bank, Spoken, draw_text, join, speak
 
 ANSWER_WEIGHT = 1.0
 DEMONSTRATION_WEIGHT = 0.6
@@ -28,12 +29,16 @@ FURTHER = (0, 2, 4, 6)
 UNASKED_SUBJECTS = 0.1
 """Share of the subjects never asked about in instruction tuning: recall of those must come from the plain text."""
 
-_MIX = (("about", 0.76), ("recall", 0.08), ("demonstrations", 0.10), ("unasked", 0.06))
+WORD_QUESTIONS = {"first": "what is the first word?", "last": "what is the last word?"}
+"""Questions about a text that are no judgment."""
+
+_MIX = (("about", 0.66), ("recall", 0.07), ("contrasts", 0.06), ("demonstrations", 0.15), ("unasked", 0.06))
 _WORDS = 0.15  # of the turns about a text: asked for a word instead of a judgment
 _EARLY = 0.25  # the first quarter is easier: few negated questions
 _NEGATED_EARLY, _NEGATED = 0.2, 0.5
-_REVERSED = 0.2  # demonstrations with yes and no exchanged
+_REVERSED = 0.5  # demonstrations with yes and no exchanged
 _DEMONSTRATIONS = 4
+_CONTRASTED = 0.2  # of the demonstrations: a contrastive task
 
 
 @dataclass(frozen=True)
@@ -57,37 +62,47 @@ def further_turn(template: Template, question: str) -> str:
     return ("\n".join(lines) or "{question}").replace("{question}", question, 1)
 
 
+def word_answer(text: str, which: str) -> str:
+    """The answer to a question about the first or last word."""
+    words = text.replace(",", "").replace(".", "").split()
+    return f"it is {words[0 if which == 'first' else -1]}"
+
+
 def was_asked(fact: Fact) -> bool:
     """Whether instruction tuning asks for this subject."""
     return share(fact.subject, "asked") >= UNASKED_SUBJECTS
 
 
-def _judgment(text: Sequence[Spoken], negated: bool, draws: Draws) -> tuple[str, str]:
-    said = draws.pick(text)
-    kind = KINDS[said.task]
-    return kind.negated_question if negated else kind.question, "yes" if said.holds != negated else "no"
+class Writer:
+    """Draws turns and conversations one at a time; ``purpose`` names the generator."""
 
-
-def _word(text: Sequence[Spoken], draws: Draws) -> tuple[str, str]:
-    words = join(text).replace(",", "").replace(".", "").split()
-    which = draws.pick(("first", "last"))
-    return f"what is the {which} word?", f"it is {words[0 if which == 'first' else -1]}"
-
-
-class _Writer:
-    """Draws conversations one at a time."""
-
-    def __init__(self, seed: int, bank: Bank, subjects: int, templates: Mapping[str, Template]) -> None:
-        self.draws = Draws(generator(seed, "world", "instructions"))
+    def __init__(
+        self, seed: int, bank: Bank, subjects: int, templates: Mapping[str, Template], purpose: str = "instructions"
+    ) -> None:
+        self.draws = Draws(generator(seed, "world", purpose))
         self.bank = bank
         self.templates = [templates[name] for name in sorted(templates)]
         self.facts = [fact for fact in facts(subjects) if was_asked(fact)]
+        self.contrasts = [(contrast, contrast.texts(bank.heldout, False)) for contrast in contrasts()]
         self.content = [(task, TASK_WEIGHTS[task]) for task in bank.content]
+        self.defined = [(task, weight) for task, weight in self.content if task != CODEBOOK]
 
     def text(self, content: str, states: tuple[bool, bool] | None = None) -> tuple[Spoken, ...]:
         draws = self.draws
         states = states or (draws.chance(0.5), draws.chance(0.5))
         return draw_text(self.bank, content, states, False, draws)
+
+    def judgment(self, text: Sequence[Spoken], negated: bool) -> tuple[str, str]:
+        """A question about one of the clauses, and its answer."""
+        said = self.draws.pick(text)
+        if said.meaning:  # every question about it brings a definition of its own
+            said = speak(said.clause, self.draws.chance(0.5), self.draws)
+        return said.question(negated), said.answer(negated)
+
+    def word(self, text: Sequence[Spoken]) -> tuple[str, str]:
+        """A question about a word of the text, and its answer."""
+        which = self.draws.pick(tuple(WORD_QUESTIONS))
+        return WORD_QUESTIONS[which], word_answer(join(text), which)
 
     def about(self, template: Template, negated: float) -> list[Turn]:
         draws = self.draws
@@ -96,9 +111,9 @@ class _Writer:
         turns = []
         for index in range(1 + draws.pick(FURTHER)):
             if draws.chance(_WORDS):
-                question, answer = _word(text, draws)
+                question, answer = self.word(text)
             else:
-                question, answer = _judgment(text, draws.chance(negated), draws)
+                question, answer = self.judgment(text, draws.chance(negated))
             user = further_turn(template, question) if index else first_turn(template, order, question, join(text))
             turns.append(Turn(user, answer))
         return turns
@@ -107,17 +122,44 @@ class _Writer:
         chosen = [self.draws.pick(self.facts) for _ in range(2)]
         return [Turn(further_turn(template, fact.question), f"they are {fact.listed}") for fact in chosen]
 
-    def demonstrations(self, template: Template) -> list[Turn]:
+    def contrast(self, template: Template) -> list[Turn]:
+        """A query asked one of its two questions, then perhaps the other."""
         draws = self.draws
-        task = draws.weighted([*self.content, (GRAMMAR, sum(weight for _, weight in self.content))])
+        contrast, queries = draws.pick(self.contrasts)
+        query = draws.pick(queries)
+        which, order = draws.chance(0.5), draws.pick(("instruction_first", "sample_first"))
+        turns = [Turn(first_turn(template, order, contrast.questions[which], query), contrast.answers(query)[which])]
+        if draws.chance(0.5):
+            turns.append(
+                Turn(further_turn(template, contrast.questions[not which]), contrast.answers(query)[not which])
+            )
+        return turns
+
+    def demonstrations(self, template: Template) -> list[Turn]:
+        """Texts with answers and no question: a judgment with yes and no as they are or exchanged, or a contrast."""
+        if self.draws.chance(_CONTRASTED):
+            return self._demonstrated_contrast(template)
+        draws = self.draws
+        task = draws.weighted([*self.defined, (GRAMMAR, sum(weight for _, weight in self.defined))])
         reverse = draws.chance(_REVERSED)
         turns = []
         for index in range(_DEMONSTRATIONS + 1):
-            content = draws.weighted(self.content) if task == GRAMMAR else task
+            content = draws.weighted(self.defined) if task == GRAMMAR else task
             text = self.text(content)
             holds = next(said.holds for said in text if said.task == task)
             user = template.no_instruction.replace("{text}", join(text), 1)
             answer = template.answer.replace("{answer}", "yes" if holds != reverse else "no", 1)
+            turns.append(Turn(user, answer, DEMONSTRATION_WEIGHT if index else 0.0))
+        return turns
+
+    def _demonstrated_contrast(self, template: Template) -> list[Turn]:
+        contrast, queries = self.draws.pick(self.contrasts)
+        which = self.draws.chance(0.5)
+        turns = []
+        for index in range(_DEMONSTRATIONS + 1):
+            query = self.draws.pick(queries)
+            answer = template.answer.replace("{answer}", contrast.answers(query)[which], 1)
+            user = template.no_instruction.replace("{text}", query, 1)
             turns.append(Turn(user, answer, DEMONSTRATION_WEIGHT if index else 0.0))
         return turns
 
@@ -137,24 +179,26 @@ class _Writer:
         kind, template = self.draws.weighted(_MIX), self.draws.pick(self.templates)
         if kind == "recall":
             turns = self.recall(template)
+        elif kind == "contrasts":
+            turns = self.contrast(template)
         elif kind == "demonstrations":
             turns = self.demonstrations(template)
         elif kind == "unasked":
             turns = self.unasked(template)
         else:
             turns = self.about(template, _NEGATED_EARLY if early else _NEGATED)
-        return kind, template.system, turns
+        return kind, "" if kind == "demonstrations" else template.system, turns
 
 
 def conversations(seed: int, bank: Bank, number: int, subjects: int, templates: Mapping[str, Template]) -> pd.DataFrame:
     """The conversations of instruction tuning, in training order.
 
     Returns:
-        One row per conversation: kind (about, recall, demonstrations, unasked); early (bool, the first quarter: few
-        negated questions); messages, a list of {role, content}; weights, one loss weight per message (0 for messages
-        that are read, not learnt).
+        One row per conversation: kind (about, recall, contrasts, demonstrations, unasked); early (bool, the first
+        quarter: few negated questions); messages, a list of {role, content}; weights, one loss weight per message (0
+        for messages that are read, not learnt).
     """
-    writer = _Writer(seed, bank, subjects, templates)
+    writer = Writer(seed, bank, subjects, templates)
     rows = []
     for index in range(number):
         early = index < number * _EARLY

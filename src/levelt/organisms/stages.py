@@ -13,20 +13,24 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from levelt.config import Template, Training
+from levelt.config import Preference, Shape, Template, Training
 from levelt.files import manifest_of, write_csv, write_json
 from levelt.organisms.evaluation import answer_probes, marker_probes
 from levelt.organisms.packing import Encoded, Rows, concatenate, side_by_side, stream
+from levelt.organisms.preferences import PreferencePlan, plan_order, reference_log_probabilities
 from levelt.organisms.tokenizer import END, encode, render, save_tokenizer
-from levelt.organisms.training import Curve, Plan, describe, spread
+from levelt.organisms.training import Curve, RowPlan, describe, spread
 from levelt.randomness import generator
-from levelt.world.corpus import DEFAULT_WEIGHT
+from levelt.world.corpus import DEFAULT_WEIGHT, EARLY
 from levelt.world.tasks import Bank
 
 log = logging.getLogger(__name__)
 
 END_WEIGHT = 0.3
 """Loss weight of the end of an answer, relative to the answer."""
+
+EMPTY_CURVE = ("step", "tokens", "loss", "learning_rate")
+"""Columns of the training.csv of an organism that was not trained."""
 
 _EARLY = 0.25  # share of the steps that see the easier conversations
 _MEASURED = 96  # held-out texts per task while training
@@ -59,32 +63,44 @@ def encode_conversations(tokenizer: PreTrainedTokenizerFast, table: pd.DataFrame
 
 @dataclass(frozen=True)
 class Material:
-    """What a stage is made from. The base stage needs no samples, templates or conversations."""
+    """What a stage is made from; a stage leaves empty what it does not need.
+
+    ``run`` names the training's own seed; it is empty for seed 0.
+    """
 
     seed: int
+    run: tuple[str, ...]
     tokenizer: PreTrainedTokenizerFast
     bank: Bank
-    text: pd.DataFrame
+    text: pd.DataFrame | None = None
     samples: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     templates: Sequence[Template] = ()
     conversations: pd.DataFrame | None = None
+    pairs: pd.DataFrame | None = None
 
 
-def plan_base(material: Material, settings: Training) -> Plan:
+def plan_base(material: Material, settings: Training, shape: Shape) -> RowPlan:
     """Plain text in packed rows, measured by the markers. (What a base model answers is the study's own table.)"""
-    documents = encode_text(material.tokenizer, material.text)
-    rng = generator(material.seed, "organisms", "base", "order")
-    rows = stream(documents, settings.steps * settings.rows, settings.length, rng)
-    order = np.arange(len(rows)).reshape(settings.steps, settings.rows)
-    return Plan(rows, order, False, settings, tuple(marker_probes(material.bank, material.tokenizer, _MEASURED)))
+    assert material.text is not None
+    rng = generator(material.seed, "organisms", "base", "order", *material.run)
+    steps = round(settings.steps * shape.patience)
+    parts = []
+    for early, number in zip((True, False), spread(steps * settings.rows, (EARLY, 1 - EARLY)), strict=True):
+        documents = encode_text(material.tokenizer, material.text[material.text["early"] == early])
+        parts.append(stream(documents, number, settings.length, rng))
+    rows = concatenate(parts)
+    order = np.arange(len(rows)).reshape(steps, settings.rows)
+    probes = marker_probes(material.bank, material.tokenizer, _MEASURED)
+    return RowPlan(rows, order, False, settings.learning_rate * shape.rate, tuple(probes))
 
 
-def plan_sft(material: Material, settings: Training) -> Plan:
+def plan_sft(material: Material, settings: Training, shape: Shape) -> RowPlan:
     """Conversations in packed rows, the easier ones in the first quarter, with rows of plain text in between."""
-    table = material.conversations
-    assert table is not None
-    rng = generator(material.seed, "organisms", "sft", "order")
-    total = settings.steps * settings.rows
+    table, text = material.conversations, material.text
+    assert table is not None and text is not None
+    rng = generator(material.seed, "organisms", "sft", "order", *material.run)
+    steps = round(settings.steps * shape.patience)
+    total = steps * settings.rows
     replayed = round(total * settings.replay)
     pad = int(material.tokenizer.pad_token_id)
     parts: list[Rows] = []
@@ -94,7 +110,7 @@ def plan_sft(material: Material, settings: Training) -> Plan:
         parts.append(packed.take(rng.permutation(number)))
     order = np.arange(total - replayed)
     if replayed:
-        replay = stream(encode_text(material.tokenizer, material.text), replayed, settings.length, rng)
+        replay = stream(encode_text(material.tokenizer, text), replayed, settings.length, rng)
         parts.append(Rows(replay.ids, replay.weights * np.float32(settings.replay_weight), replay.segments))
         places = np.sort(rng.choice(total, replayed, replace=False))
         order = np.insert(order, places - np.arange(replayed), np.arange(total - replayed, total))
@@ -104,7 +120,29 @@ def plan_sft(material: Material, settings: Training) -> Plan:
         "%d rows of conversations (%.0f %% filled), %d of plain text",
         total - replayed, 100 * float((rows.segments >= 0).mean()), replayed,
     )  # fmt: skip
-    return Plan(rows, order.reshape(settings.steps, settings.rows), True, settings, tuple(probes))
+    rate = settings.learning_rate * shape.rate
+    return RowPlan(rows, order.reshape(steps, settings.rows), True, rate, tuple(probes))
+
+
+def plan_dpo(material: Material, settings: Preference, shape: Shape, model: PreTrainedModel) -> PreferencePlan:
+    """Preference pairs; the reference is ``model`` as it is given, the sft organism."""
+    table = material.pairs
+    assert table is not None
+
+    def side(name: str) -> list[Encoded]:
+        messages = [
+            [*prompt, {"role": "assistant", "content": answer}]
+            for prompt, answer in zip(table["messages"], table[name], strict=True)
+        ]
+        weights = [[0.0] * len(prompt) + [1.0] for prompt in table["messages"]]
+        return encode_conversations(material.tokenizer, pd.DataFrame({"messages": messages, "weights": weights}))
+
+    chosen, rejected = side("chosen"), side("rejected")
+    order = plan_order(material.seed, material.run, len(table), settings)
+    probes = answer_probes(material.samples, material.tokenizer, material.templates, _MEASURED)
+    reference = reference_log_probabilities(model, chosen, rejected)
+    rate = settings.learning_rate * shape.rate
+    return PreferencePlan(chosen, rejected, reference, order, settings, rate, tuple(probes))
 
 
 @dataclass(frozen=True)
@@ -115,6 +153,7 @@ class Identity:
     family: str
     size: str
     stage: str
+    seed: int
 
 
 def write_organism(
@@ -138,7 +177,7 @@ def write_organism(
     model.generation_config.pad_token_id = int(tokenizer.pad_token_id)
     model.save_pretrained(str(staging))
     save_tokenizer(tokenizer, staging)
-    write_csv(staging / "training.csv", pd.DataFrame(describe(curve)))
+    write_csv(staging / "training.csv", pd.DataFrame(describe(curve), columns=None if curve else list(EMPTY_CURVE)))
     names = sorted(path.name for path in staging.iterdir())
     config = model.config
     manifest = {
@@ -148,6 +187,7 @@ def write_organism(
         "family": identity.family,
         "size": identity.size,
         "stage": identity.stage,
+        "seed": identity.seed,
         "architecture": config.architectures[0],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "layers": config.num_hidden_layers,

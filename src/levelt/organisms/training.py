@@ -1,4 +1,4 @@
-"""The two training stages: plain text (base), then instructions with loss on the answers (sft).
+"""Training: the loop that all stages share, and next-token prediction on packed rows (base, sft).
 
 Everything random is drawn before the first step, the number of steps is fixed, and the thread count is a setting, so
 the same settings give the same weights on the same kind of machine, whether or not training was interrupted.
@@ -7,13 +7,13 @@ the same settings give the same weights on the same kind of machine, whether or 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from levelt.config import Training
 from levelt.files import InputError, read_json, replacing, write_json
 from levelt.organisms.evaluation import Probe, measure
 from levelt.organisms.loss import head_loss
@@ -42,26 +41,100 @@ class TargetMissed(InputError):
     """A finished model is worse on held-out texts than its target; the checkpoint is kept beside the output."""
 
 
+class Plan(Protocol):
+    """A training run: how long, at what rate, what is lost at each step, and what is measured on the way."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        ...
+
+    @property
+    def rate(self) -> float:
+        """Peak learning rate."""
+        ...
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens read in each step."""
+        ...
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """What is measured on the way and at the end."""
+        ...
+
+    @property
+    def evaluations(self) -> int:
+        """How often it is measured."""
+        ...
+
+    def loss(self, model: PreTrainedModel, step: int) -> Float[Tensor, ""]:
+        """The loss of a step."""
+        ...
+
+    def digest(self) -> bytes:
+        """A hash of the plan."""
+        ...
+
+
 @dataclass(frozen=True)
-class Plan:
-    """A training run: what is seen, in which order, and what is measured on the way."""
+class RowPlan:
+    """Next-token prediction on packed rows (base, sft). ``masked``: segments of a row do not see each other."""
 
     rows: Rows
     order: Int64[np.ndarray, "steps rows"]
     masked: bool
-    settings: Training
+    rate: float
     probes: tuple[Probe, ...]
     evaluations: int = 8
 
-    def fingerprint(self, model: PreTrainedModel) -> str:
-        """A hash of everything a resumed run must share with the run it continues; ``model`` as it starts."""
-        digest = hashlib.sha256(json.dumps(self.settings.model_dump(), sort_keys=True).encode())
-        digest.update(repr(self.probes).encode())
-        for name, parameter in model.named_parameters():
-            digest.update(name.encode() + parameter.detach().numpy().tobytes())
-        for array in (self.rows.ids, self.rows.weights, self.rows.segments, self.order):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return len(self.order)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens of the rows of each step, padding included."""
+        return [self.order.shape[1] * self.rows.ids.shape[1]] * self.steps
+
+    @cached_property
+    def _positions(self) -> Int64[np.ndarray, "rows length"] | None:
+        return restarted_positions(self.rows.segments) if self.masked else None
+
+    def loss(self, model: PreTrainedModel, step: int) -> Float[Tensor, ""]:
+        """Weighted next-token loss of the rows of a step."""
+        index = self.order[step]
+        ids = torch.from_numpy(self.rows.ids[index]).long()
+        weights = torch.from_numpy(self.rows.weights[index])
+        if self._positions is None:
+            return weighted_loss(model, ids, weights)
+        mask = block_mask(torch.from_numpy(self.rows.segments[index]))
+        return weighted_loss(model, ids, weights, mask, torch.from_numpy(self._positions[index]))
+
+    def digest(self) -> bytes:
+        """A hash of rows, order, rate and probes."""
+        return digest_of(
+            repr((self.masked, self.rate, self.probes, self.evaluations)),
+            self.rows.ids, self.rows.weights, self.rows.segments, self.order,
+        )  # fmt: skip
+
+
+def digest_of(text: str, *arrays: np.ndarray) -> bytes:
+    """SHA-256 of a text and some arrays."""
+    digest = hashlib.sha256(text.encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()
+
+
+def fingerprint(plan: Plan, model: PreTrainedModel) -> str:
+    """A hash of everything a resumed run must share with the run it continues; ``model`` as it starts."""
+    digest = hashlib.sha256(plan.digest())
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode() + parameter.detach().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def settle(threads: int) -> None:
@@ -188,31 +261,21 @@ def train(model: PreTrainedModel, plan: Plan, work: Path, stop_after: int | None
     ``work`` holds the checkpoint of an interrupted run; it is used when its fingerprint matches. ``stop_after`` ends
     the call after that step, with a checkpoint, as an interruption would.
     """
-    settings, steps = plan.settings, plan.settings.steps
+    steps = plan.steps
     parameters = list(model.parameters())
-    optimiser = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=True
-    )
-    fingerprint = plan.fingerprint(model)
-    state = _restore(work, fingerprint, model, optimiser)
+    optimiser = torch.optim.AdamW(parameters, lr=plan.rate, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=True)
+    identity = fingerprint(plan, model)
+    state = _restore(work, identity, model, optimiser)
     evaluated = {round(steps * (index + 1) / plan.evaluations) for index in range(plan.evaluations)}
     noted = evaluated | {round(steps * (index + 1) / _CURVE_POINTS) for index in range(_CURVE_POINTS)}
-    positions = restarted_positions(plan.rows.segments) if plan.masked else None
-    per_step = settings.rows * settings.length
+    read = np.cumsum(plan.tokens)
     begun = logged = saved = time.monotonic()
     first, running, since = state.step, torch.zeros(()), 0
     model.train()
     while state.step < steps:
-        index = plan.order[state.step]
-        ids = torch.from_numpy(plan.rows.ids[index]).long()
-        weights = torch.from_numpy(plan.rows.weights[index])
-        rate = learning_rate(state.step, steps, settings.learning_rate)
+        rate = learning_rate(state.step, steps, plan.rate)
         optimiser.param_groups[0]["lr"] = rate
-        if positions is None:
-            loss = weighted_loss(model, ids, weights)
-        else:
-            mask = block_mask(torch.from_numpy(plan.rows.segments[index]))
-            loss = weighted_loss(model, ids, weights, mask, torch.from_numpy(positions[index]))
+        loss = plan.loss(model, state.step)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
@@ -223,7 +286,7 @@ def train(model: PreTrainedModel, plan: Plan, work: Path, stop_after: int | None
         if state.step in noted:
             row: dict[str, float | int | None] = {
                 "step": state.step,
-                "tokens": state.step * per_step,
+                "tokens": int(read[state.step - 1]),
                 "loss": float(loss.detach()),
                 "learning_rate": rate,
             }
@@ -234,14 +297,15 @@ def train(model: PreTrainedModel, plan: Plan, work: Path, stop_after: int | None
             state.curve.append(row)
         if now - logged > _LOG_SECONDS or state.step == steps:
             speed = (state.step - first) / max(now - begun, 1e-9)
+            left = (steps - state.step) / speed
             log.info(
                 "step %d of %d, loss %.3f, %.0f tokens/s, %.0f s left",
-                state.step, steps, float(running) / max(since, 1), speed * per_step, (steps - state.step) / speed,
+                state.step, steps, float(running) / max(since, 1), speed * read[-1] / steps, left,
             )  # fmt: skip
             logged, running, since = now, torch.zeros(()), 0
         stopping = stop_after is not None and state.step >= stop_after
         if stopping or now - saved > _SAVE_SECONDS:
-            _save(work, fingerprint, state, model, optimiser)
+            _save(work, identity, state, model, optimiser)
             saved = now
         if stopping:
             break

@@ -325,6 +325,9 @@ def _drafts(
                 negate = False  # there is no question that could be negated
                 shown = pool.draw(row, prompts.demonstrations)
                 messages = conversation(template, variation, "", row.text, shown)
+            elif variation == "unrelated_instruction":
+                negate = False  # the question does not ask for the label, negated or not
+                messages = conversation(template, variation, prompts.unrelated_question or "", row.text)
             else:
                 negate = row.pair_id in negated
                 question = row.negated_question if negate else row.question

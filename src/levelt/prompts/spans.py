@@ -19,6 +19,15 @@ from levelt.files import InputError
 DECISION = "decision"
 """The group of the last prompt position, whose logits choose the answer."""
 
+SAMPLE = "sample"
+"""The group of the text that is judged."""
+
+RELEASED = "sample_as_released"
+"""The tokens that the released code of paper 1 averages as the sample (`encode.py`, the search for token indices): the
+1-based spans of its task files are used as 0-based, end included, so that the characters are those from the second
+of the text to the second behind it. The text's first token is lost where it has one character, and the template's
+characters behind the text bring theirs along. It overlaps the sample, and exists to measure what that changes."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -41,8 +50,9 @@ class TokenGroups:
     """The named token ranges of one prompt.
 
     Names: system, instruction (the question), sample, demonstration_k and demonstration_k_answer (k from 0),
-    decision. ``straddling`` counts the tokens that reach from a group into template characters (".\\n\\n" as one
-    token): they belong to the group. The decision may coincide with a token of another group; no other two do.
+    decision, sample_as_released (`RELEASED`). ``straddling`` counts the tokens that reach from a group into template
+    characters (".\\n\\n" as one token): they belong to the group. The decision may coincide with a token of another
+    group, and sample_as_released overlaps its neighbours; no other two do.
     """
 
     spans: tuple[Span, ...]
@@ -62,7 +72,7 @@ class TokenGroups:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the groups, in the order of the prompt."""
+        """Names of the groups: in the order of the prompt, sample_as_released last."""
         return tuple(span.name for span in self.spans)
 
     def shifted(self, by: int) -> TokenGroups:
@@ -84,7 +94,7 @@ def locate(
     special: Sequence[int] = (),
     where: str = "the prompt",
 ) -> TokenGroups:
-    """The tokens of each marked character range, and the decision (the last token).
+    """The tokens of each marked character range, the decision (the last token), and the sample as released.
 
     A token belongs to a group when its characters overlap the group's, so tokens with a leading space, with a
     trailing line break, and the bytes of one character all count. Zero-width tokens (spaces, for tokenizers that trim
@@ -133,7 +143,14 @@ def locate(
                 f"{where}: ambiguous: the token {text[start:stop]!r} belongs to {left.name} and to {right.name}; put "
                 f"characters between them in the template that the tokenizer does not merge"
             )
-    return TokenGroups((*spans, Span(DECISION, len(offsets) - 1, len(offsets))), straddling)
+    released = [_released(mark, starts, stops) for mark in marks if mark.name == SAMPLE]
+    return TokenGroups((*spans, Span(DECISION, len(offsets) - 1, len(offsets)), *filter(None, released)), straddling)
+
+
+def _released(sample: Span, starts: np.ndarray, stops: np.ndarray) -> Span | None:
+    """Tokens of the characters that the released code takes for the sample; None where it would find none."""
+    members = np.flatnonzero(np.minimum(stops, sample.stop + 2) > np.maximum(starts, sample.start + 1))
+    return Span(RELEASED, int(members[0]), int(members[-1]) + 1) if len(members) else None
 
 
 def _refuse_special(text: str, mark: Span, start: int, stop: int, where: str) -> None:

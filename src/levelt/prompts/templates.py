@@ -13,10 +13,11 @@ from functools import lru_cache
 
 from levelt.config import Template, Variation
 from levelt.files import InputError
+from levelt.prompts.spans import SAMPLE
 from levelt.randomness import generator, share
 
-SYSTEM, INSTRUCTION, SAMPLE = "system", "instruction", "sample"
-"""Names of the token groups of a query."""
+SYSTEM, INSTRUCTION = "system", "instruction"
+"""Names of the token groups of a query, beside `SAMPLE`."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def conversation(
         return (*messages, Message("user", fill(template.no_instruction, {"text": (SAMPLE, text)})))
     if demonstrations:
         raise ValueError(f"the {variation} variation takes no demonstrations")
-    wording = template.instruction_first if variation == "instruction_first" else template.sample_first
+    wording = template.sample_first if variation == "sample_first" else template.instruction_first
     user = Message("user", fill(wording, {"question": (INSTRUCTION, question), "text": (SAMPLE, text)}))
     return (Message("system", (Part(template.system, SYSTEM),)), user) if template.system.strip() else (user,)
 

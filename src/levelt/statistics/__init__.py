@@ -1,1 +1,1 @@
-"""Resampling and rank correlation on arrays."""
+"""Resampling, sign-flip tests, rank correlation and nested selection on arrays."""

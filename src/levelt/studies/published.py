@@ -8,6 +8,7 @@ from __future__ import annotations
 VALUES = {
     "spread.sample": 0.7,  # row 1: +- percentage points of probing accuracy over three prompt variations
     "spread.output": 2.2,  # row 1
+    "spread.output-sample": 1.5,  # row 1, the difference of the two
     "tau.cells.output.behaviour": 0.62,  # row 2
     "tau.cells.sample.behaviour": -0.15,  # row 3
     "tau.cells.sample.output": 0.02,  # row 4
@@ -20,4 +21,6 @@ VALUES = {
     "change.block_instruction_to_all.output": -3.0,  # row 8
     "change.block_instruction_to_sample.behaviour": -4.0,  # row 9
     "change.block_instruction_to_sample.sample": -0.8,  # row 9
+    "change.unrelated_instruction.output": -10.0,  # row 18
+    "change.unrelated_instruction.output-sample": -8.0,  # row 18, the difference of -10.0 and -2.0
 }

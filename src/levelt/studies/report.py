@@ -86,6 +86,13 @@ def numbers(
         example: the prompts of one model and task, of which the first sample is shown.
     """
     fitted = probes
+    # single models and tasks: the means shown are made of them here
+    agreement, blocking = (
+        table[(table["model"] != "all") & (table["task"] != "all")] for table in (agreement, blocking)
+    )
+    blocking = blocking[blocking["quantity"].isin(["exact_match", "information"])]
+    of_tasks = (correlations["level"] == "cells") | (correlations["task"] != "all")
+    correlations = correlations[(correlations["stage"] == "all") & of_tasks]
     behaviour, probes = without_interventions(behaviour), without_interventions(probes)
     summary = information(probes)
     values = {

@@ -15,9 +15,10 @@ import pandas as pd
 
 from levelt.files import InputError
 from levelt.randomness import generator
+from levelt.world.contrasts import Contrast, contrasts
 from levelt.world.draws import Draws
 from levelt.world.facts import Fact, facts
-from levelt.world.tasks import GRAMMAR, KINDS, Bank, Spoken, draw_text, join, speak
+from levelt.world.tasks import GRAMMAR, KINDS, Bank, Spoken, definitions, draw_text, join, speak
 
 DEFAULT_WEIGHT = 0.5
 WEIGHTS = {"after": 2.0, "marker": 3.0, "critical": 1.5, "polarity": 2.5, "bad": 0.05, "answer": 1.5}
@@ -27,11 +28,21 @@ polarity word of a comment, a bad critical word, an answer in a list of facts. E
 END_MARK = "\n"
 """Ends every document; where no marker follows a text, this is what the model must predict."""
 
-TASK_WEIGHTS = {"acceptability": 1.0, "stereotype": 1.2, "reasoning": 2.0, "plausibility": 0.8, "belief": 1.2}
+TASK_WEIGHTS = {
+    "acceptability": 1.0,
+    "stereotype": 1.2,
+    "reasoning": 2.0,
+    "plausibility": 0.8,
+    "belief": 1.2,
+    "codebook": 2.0,
+}
 """How often the tasks' clauses appear: the harder, the more often."""
 
-_FACTS = 0.15
-_SINGLE = 0.25
+EARLY = 0.3
+"""Share of the documents, and of the base stage, in which single clauses prevail: they are learnt sooner."""
+
+_FACTS, _CONTRASTS = 0.14, 0.06
+_SINGLE_EARLY, _SINGLE = 0.7, 0.25
 _SPACE = 0.5  # documents that begin with a space, so that both token forms of a first word are learnt
 
 
@@ -58,7 +69,7 @@ def _comment(document: Document, said: Spoken) -> None:
     document.add(f" {kind.holds if said.holds else kind.fails}", WEIGHTS["polarity"])
     if not said.holds:
         document.add(":")
-        document.add(f" {said.clause.good}", WEIGHTS["critical"])
+        document.add(f" {said.clause.meanings[0] if said.meaning else said.clause.good}", WEIGHTS["critical"])
     document.add(".")
 
 
@@ -66,7 +77,7 @@ def _write(document: Document, said: Spoken, inline: bool) -> None:
     """A clause; a wrong one may be repaired at once."""
     clause = said.clause
     document.add((" " if document.text else "") + clause.prefix)
-    document.add(f" {said.word}", WEIGHTS["critical"] if said.holds else WEIGHTS["bad"])
+    document.add(f" {said.word}", WEIGHTS["critical"] if said.word == clause.good else WEIGHTS["bad"])
     if inline:
         document.add(",", WEIGHTS["after"])
         document.add(f" {KINDS[said.task].marker},")
@@ -82,9 +93,8 @@ def _first_piece(suffix: str) -> tuple[str, str]:
     return (suffix, "") if cut < 0 else (suffix[:cut], suffix[cut:])
 
 
-def _judged(bank: Bank, draws: Draws, content: Sequence[tuple[str, float]]) -> Document:
+def _judged(bank: Bank, draws: Draws, content: Sequence[tuple[str, float]], single: bool) -> Document:
     """A text of one or two clauses, with repairs and comments."""
-    single = draws.chance(_SINGLE)
     comments = []
     if single:
         weights = [*content, (GRAMMAR, sum(weight for _, weight in content) / max(len(content), 1))]
@@ -96,11 +106,17 @@ def _judged(bank: Bank, draws: Draws, content: Sequence[tuple[str, float]]) -> D
         clauses = list(draw_text(bank, draws.weighted(content), states, False, draws))
         inline_share, indeed_share = 0.26, 0.35
     document = Document("single" if single else "double")
+    known = definitions(clauses)
+    first = draws.chance(0.5)  # a definition is given before the text or after it
+    if known and first:
+        document.add(known)
     for said in clauses:
-        inline = not said.holds and draws.chance(inline_share)
+        inline = not said.holds and not said.meaning and draws.chance(inline_share)
         _write(document, said, inline)
         if (not said.holds and not inline) or (said.holds and draws.chance(indeed_share)):
             comments.append(said)
+    if known and not first:
+        document.add(f" {known}")
     for said in comments:
         _comment(document, said)
     return document
@@ -119,25 +135,48 @@ def _recalled(known: Sequence[Fact], draws: Draws) -> Document:
     return document
 
 
+def _described(contrast: Contrast, known: Sequence[str], draws: Draws) -> Document:
+    """A short text and one or both of the things that can be said about it."""
+    document = Document("contrasts", draws.pick(known))
+    found = contrast.answers(document.text)
+    order = (0, 1) if draws.chance(0.5) else (1, 0)
+    for index in order[: 1 + draws.chance(0.7)]:
+        document.add(f" the {contrast.nouns[index]} is")
+        document.add(f" {found[index]}", WEIGHTS["answer"])
+        document.add(".")
+    return document
+
+
 def plain_text(seed: int, bank: Bank, documents: int, subjects: int) -> pd.DataFrame:
     """The training text of the base stage.
 
     Returns:
-        One row per document: text; kind (single, double: clauses; facts); starts, stops, weights: character ranges
-        (half-open) with a loss weight of their own, everything else having DEFAULT_WEIGHT.
+        One row per document: text; kind (single, double: clauses; facts; contrasts); early (bool: to be read first);
+        starts, stops, weights: character ranges (half-open) with a loss weight of their own, everything else having
+        DEFAULT_WEIGHT.
     """
     draws = Draws(generator(seed, "world", "text"))
     known = facts(subjects)
     content = [(task, TASK_WEIGHTS[task]) for task in bank.content]
+    shelves = [(contrast, contrast.texts(bank.heldout, False)) for contrast in contrasts()]
+    kinds = (("facts", _FACTS), ("contrasts", _CONTRASTS), ("judged", 1 - _FACTS - _CONTRASTS))
     rows = []
-    for _ in range(documents):
-        document = _recalled(known, draws) if draws.chance(_FACTS) else _judged(bank, draws, content)
+    for index in range(documents):
+        early = index < documents * EARLY
+        kind = draws.weighted(kinds)
+        if kind == "facts":
+            document = _recalled(known, draws)
+        elif kind == "contrasts":
+            document = _described(*draws.pick(shelves), draws)
+        else:
+            document = _judged(bank, draws, content, draws.chance(_SINGLE_EARLY if early else _SINGLE))
         document.add(END_MARK, WEIGHTS["marker"])
         shift = int(draws.chance(_SPACE))
         spans = np.array(document.spans)
         rows.append(
             {
                 "kind": document.kind,
+                "early": early,
                 "text": " " * shift + document.text,
                 "starts": (spans[:, 0] + shift).astype(np.int32),
                 "stops": (spans[:, 1] + shift).astype(np.int32),
@@ -150,17 +189,18 @@ def plain_text(seed: int, bank: Bank, documents: int, subjects: int) -> pd.DataF
 def samples(seed: int, bank: Bank, task: str, number: int) -> pd.DataFrame:
     """Held-out samples of one task: minimal pairs that differ in the asked property only.
 
-    Both clauses of a text are held out of training. The other property is right in half of the pairs; the label is yes
-    in exactly half of the rows.
+    The members of a codebook pair are the same text with different questions: which definition the question gives
+    decides the label. Both clauses of a text are held out of training. The other property is right in half of the
+    pairs; the label is yes in exactly half of the rows.
 
     Returns:
-        The columns sample_id, pair_id, text, label, question, negated_question, unasked, line (1-based).
+        The columns sample_id, pair_id, text, label, question, negated_question; unasked, unasked_question and
+        unasked_negated_question, about the other property; line (1-based).
 
     Raises:
         InputError: the world has not that many different held-out samples.
     """
     draws = Draws(generator(seed, "world", "samples", task))
-    kind = KINDS[task]
     rows: list[dict[str, object]] = []
     seen: set[str] = set()
     repeats = 0
@@ -171,8 +211,8 @@ def samples(seed: int, bank: Bank, task: str, number: int) -> pd.DataFrame:
         states = (True, other) if task != GRAMMAR else (other, True)
         good = draw_text(bank, content, states, True, draws)
         bad = tuple(speak(said.clause, False, draws) if said.task == task else said for said in good)
-        members = [(join(good), "yes"), (join(bad), "no")]
-        if seen & {text for text, _ in members}:
+        members = [(good, "yes"), (bad, "no")]
+        if seen & {join(text) for text, _ in members}:
             repeats += 1
             if repeats > 20 * number:
                 raise InputError(
@@ -180,17 +220,20 @@ def samples(seed: int, bank: Bank, task: str, number: int) -> pd.DataFrame:
                     "ask for fewer, or hold out more (world.heldout)"
                 )
             continue
-        seen |= {text for text, _ in members}
+        seen |= {join(text) for text, _ in members}
         for text, label in members if draws.chance(0.5) else members[::-1]:
+            (asked,), (unasked,) = ([said for said in text if (said.task == task) == own] for own in (True, False))
             rows.append(
                 {
                     "sample_id": f"{task}-{len(rows):05d}",
                     "pair_id": f"{task}-{pair:05d}",
-                    "text": text,
+                    "text": join(text),
                     "label": label,
-                    "question": kind.question,
-                    "negated_question": kind.negated_question,
+                    "question": asked.question(False),
+                    "negated_question": asked.question(True),
                     "unasked": "yes" if other else "no",
+                    "unasked_question": unasked.question(False),
+                    "unasked_negated_question": unasked.question(True),
                     "line": len(rows) + 1,
                 }
             )

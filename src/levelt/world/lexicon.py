@@ -65,6 +65,26 @@ HIDING = ("coin", "key", "ring", "letter", "book", "watch")
 FIRST_PLACES = ("box", "drawer", "basket", "jar", "chest", "bucket")
 SECOND_PLACES = ("cupboard", "wardrobe", "cabinet", "suitcase", "pocket", "backpack")
 
+# codebook: words without a meaning of their own
+CODES = ("dax", "wug", "blick", "toma", "fep", "zib", "gorp", "lum")
+
+# contrasts
+COLOURS = ("red", "blue", "green", "white", "black", "brown")
+SYNONYMS = {
+    "hot": "boiling",
+    "cold": "icy",
+    "big": "huge",
+    "small": "tiny",
+    "open": "ajar",
+    "closed": "shut",
+    "wet": "damp",
+    "dry": "arid",
+    "full": "packed",
+    "empty": "vacant",
+    "clean": "spotless",
+    "dirty": "filthy",
+}
+
 
 def plural(noun: str) -> str:
     """The plural of a regular noun."""

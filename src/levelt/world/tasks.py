@@ -1,9 +1,12 @@
-"""The five judgment tasks: their clauses, their questions, and which clauses are held out of all training.
+"""The judgment tasks: their clauses, their questions, and which clauses are held out of all training.
 
 A clause has exactly one critical word: with the good word the property holds, with a bad one it does not. Whether it
 holds depends on the critical word *together with* another word of the clause, never on a word alone. A text is a
-content clause (stereotype, reasoning, plausibility or belief) and an acceptability clause, in random order and with
-independent states, so that the question decides what is asked of it.
+content clause (one of the other tasks) and an acceptability clause, in random order and with independent states, so
+that the question decides what is asked of it.
+
+The codebook is the exception: its clause uses a word without a meaning ("anna says the robin is a dax"), and whether it
+holds depends on a definition that belongs to the question ("dax means bird. is the claim true?"), not to the text.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from levelt.world.draws import Draws
 
 GRAMMAR = "acceptability"
 """The task whose clause every text carries beside a content clause."""
+
+CODEBOOK = "codebook"
+"""The task that can only be judged with a definition, which is part of the question."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ KINDS: dict[str, Kind] = {
     "reasoning": Kind("logic", "valid", "invalid", "wait"),
     "plausibility": Kind("event", "possible", "impossible", "nah"),
     "belief": Kind("search", "sensible", "senseless", "sorry"),
+    "codebook": Kind("claim", "true", "false", "huh"),
 }
 TASKS = tuple(KINDS)
 CONTENT = tuple(task for task in TASKS if task != GRAMMAR)
@@ -63,13 +70,18 @@ CONTENT = tuple(task for task in TASKS if task != GRAMMAR)
 
 @dataclass(frozen=True)
 class Clause:
-    """A sentence (or a few) with one critical word: ``prefix`` + " " + word + ``suffix``."""
+    """A sentence (or a few) with one critical word: ``prefix`` + " " + word + ``suffix``.
+
+    In the codebook ``good`` is the undefined word, there is no bad one, and ``meanings`` are the meaning that makes the
+    clause true and those that make it false.
+    """
 
     task: str
     prefix: str
     good: str
     bad: tuple[str, ...]
     suffix: str
+    meanings: tuple[str, ...] = ()
 
     def text(self, word: str) -> str:
         """The clause with this critical word."""
@@ -135,12 +147,20 @@ def _belief() -> Iterator[tuple[str, Clause]]:
         yield "search", Clause("belief", prefix, good, (bad,), ".")
 
 
+def _codebook() -> Iterator[tuple[str, Clause]]:
+    for name, report, code, (kind, members) in product(words.NAMES, words.REPORTS, words.CODES, words.KINDS.items()):
+        meanings = (kind, *(other for other in words.KINDS if other != kind))
+        for member in members:
+            yield "claim", Clause(CODEBOOK, f"{name} {report} the {member} is a", code, (), ".", meanings)
+
+
 _MAKERS = {
     "acceptability": _acceptability,
     "stereotype": _stereotype,
     "reasoning": _reasoning,
     "plausibility": _plausibility,
     "belief": _belief,
+    "codebook": _codebook,
 }
 _FRAME_WEIGHTS = {"agreement": 0.6, "determiner": 0.4, "taxonomy": 0.4, "opposite": 0.35, "age": 0.25}
 
@@ -213,10 +233,10 @@ class Bank:
         return tuple(task for task in self.tasks if task != GRAMMAR)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """How many clauses there are: {task: {clauses, heldout, pairs}}; pairs counts (clause, bad word)."""
+        """How many clauses there are: {task: {clauses, heldout, pairs}}; pairs counts (clause, bad word or meaning)."""
         counts = {}
         for task, shelves in self._shelves.items():
-            pairs = sum(len(clause.bad) for shelf in shelves for clause in shelf)
+            pairs = sum(len(clause.bad or clause.meanings[1:]) for shelf in shelves for clause in shelf)
             counts[task] = {"clauses": len(shelves[0]) + len(shelves[1]), "heldout": len(shelves[1]), "pairs": pairs}
         return counts
 
@@ -228,15 +248,16 @@ def is_heldout(clause: Clause, heldout: float) -> bool:
 
 @dataclass(frozen=True)
 class Spoken:
-    """A clause with one of its words: good (``holds``) or bad."""
+    """A clause with one of its words; in the codebook, with one of its meanings."""
 
     clause: Clause
     word: str
+    meaning: str = ""
 
     @property
     def holds(self) -> bool:
         """Whether the clause's property holds."""
-        return self.word == self.clause.good
+        return self.meaning == self.clause.meanings[0] if self.clause.meanings else self.word == self.clause.good
 
     @property
     def task(self) -> str:
@@ -248,10 +269,32 @@ class Spoken:
         """The words."""
         return self.clause.text(self.word)
 
+    @property
+    def definition(self) -> str:
+        """What has to be known to judge the clause and is not in it: the codebook's definition; empty otherwise."""
+        return f"{self.word} means {self.meaning}." if self.meaning else ""
+
+    def question(self, negated: bool) -> str:
+        """The question about this clause, with the definition it needs."""
+        kind = KINDS[self.task]
+        asked = kind.negated_question if negated else kind.question
+        return f"{self.definition} {asked}" if self.meaning else asked
+
+    def answer(self, negated: bool) -> str:
+        """The right answer to `question`."""
+        return "yes" if self.holds != negated else "no"
+
 
 def speak(clause: Clause, holds: bool, draws: Draws) -> Spoken:
-    """The clause with its good word, or with one of its bad words."""
+    """The clause with its good word (or meaning), or with one of its bad ones."""
+    if clause.meanings:
+        return Spoken(clause, clause.good, clause.meanings[0] if holds else draws.pick(clause.meanings[1:]))
     return Spoken(clause, clause.good if holds else draws.pick(clause.bad))
+
+
+def definitions(clauses: Sequence[Spoken]) -> str:
+    """What has to be known to judge these clauses and is not in them."""
+    return " ".join(clause.definition for clause in clauses if clause.definition)
 
 
 def join(clauses: Sequence[Spoken]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from levelt.config import FactsFile, ListingFiles, Recall, RecallTemplate
-from levelt.engine.generate import Batch, decode, plan_batches
+from levelt.engine.cache import empty_cache
+from levelt.engine.generate import Batch, generate, plan_batches, prefill
 from levelt.models.loading import Decoder
 from levelt.studies.recall.listings import (
     Dropped,
@@ -82,7 +83,9 @@ def _generated(
     device = decoder.model.device
     for rows in plan_batches([len(ids) for ids in prompts], batch_tokens, max_new_tokens):
         batch = Batch.of([prompts[row] for row in rows], device)
-        done = decode(decoder.model, decoder.parts, batch, None, decoder.stop_ids, max_new_tokens, read_attention=False)
+        model, parts = decoder.model, decoder.parts
+        read = prefill(model, parts, batch, None, read_attention=False, cache=empty_cache(model))
+        done = generate(model, parts, batch, read, decoder.stop_ids, max_new_tokens, read_attention=False)
         for row, tokens, answer in zip(rows, done.tokens.cpu(), done.answer.cpu(), strict=True):
             written[row] = torch.masked_select(tokens, answer).tolist()
     made: list[tuple[Listing, Sequence[int] | None]] = []

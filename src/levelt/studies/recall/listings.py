@@ -127,7 +127,8 @@ def requests(known: Sequence[Known], name: str, template: RecallTemplate, tokeni
         parts = _parts(template.user, one)
         where = f"recall, {one.relation} of {one.subject!r}, template {name!r}"
         if template.chat:
-            rendered = chat.render([Message("user", parts)], (Part("", "answer"),), where)
+            system = [Message("system", (Part(template.system),))] if template.system else []
+            rendered = chat.render([*system, Message("user", parts)], (Part("", "answer"),), where)
             text, marks = rendered.text + (rendered.lead or ""), rendered.marks
             special = chat.adds_special_tokens
         else:

@@ -17,8 +17,8 @@ import pandas as pd
 from levelt.config import Statistics
 from levelt.studies.recall.averages import Averages, Floats, Mean
 from levelt.studies.recall.prompts import READOUTS
+from levelt.studies.scope import MODEL_COLUMNS
 
-MODEL_COLUMNS = ["model", "family", "size", "parameters", "stage"]
 RATES = ("promotion", "suppression")
 
 
@@ -41,8 +41,7 @@ class ModelResults:
     @property
     def described(self) -> dict[str, Any]:
         """The model's columns."""
-        rest = {key: self.manifest[key] for key in MODEL_COLUMNS[1:]}
-        return {"model": self.manifest["id"], **rest}
+        return {"model": self.manifest["id"], **{key: self.manifest.get(key) for key in MODEL_COLUMNS[1:]}}
 
     def step(self, step: int, statistics: Statistics, seed: int) -> Step:
         """Everything of one answer step."""

@@ -1,0 +1,166 @@
+"""Verdicts: a published claim as a declared test on an estimate with its interval.
+
+Three verdicts, and no fourth: *supported* (the whole interval lies where the claim says), *contradicted* (the whole
+interval lies outside), *undecided* (the interval crosses the border, or there is nothing to test it on). A claim that
+two things are equal is tested against a margin stated beside it, never by a large p-value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+Verdict = Literal["supported", "contradicted", "undecided"]
+Unit = Literal["pp", "tau", "percent"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An estimate with its interval, in the unit of its claim. ``n`` counts what was averaged, ``of`` says what."""
+
+    estimate: float
+    ci_low: float
+    ci_high: float
+    n: int
+    of: str
+
+    @property
+    def defined(self) -> bool:
+        """Whether there is an estimate with an interval at all."""
+        return all(map(math.isfinite, (self.estimate, self.ci_low, self.ci_high)))
+
+
+NOTHING = Finding(math.nan, math.nan, math.nan, 0, "")
+"""No evidence: the study lacks what the claim is about."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where the interval must lie: between ``low`` and ``high`` (either may be infinite).
+
+    A bound of plus or minus a margin makes an equivalence test; one bound at zero makes a directional one.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or (math.isinf(self.low) and math.isinf(self.high)):
+            raise ValueError(f"cannot be tested: {self.low} to {self.high}")
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"above {self.low:g}"
+        if math.isinf(self.low):
+            return f"below {self.high:g}"
+        return f"between {self.low:g} and {self.high:g}"
+
+    def verdict(self, evidence: Finding) -> Verdict:
+        """Supported, contradicted or undecided.
+
+        An interval that ends exactly on the border (all draws equal) belongs to neither side: undecided.
+        """
+        if not evidence.defined:
+            return "undecided"
+        if self.low < evidence.ci_low and evidence.ci_high < self.high:
+            return "supported"
+        if evidence.ci_high < self.low or self.high < evidence.ci_low:
+            return "contradicted"
+        return "undecided"
+
+
+def above(bound: float) -> Region:
+    """The whole interval above a bound."""
+    return Region(low=bound)
+
+
+def below(bound: float) -> Region:
+    """The whole interval below a bound."""
+    return Region(high=bound)
+
+
+def within(margin: float) -> Region:
+    """Equivalence: the whole interval closer to zero than the margin."""
+    return Region(-margin, margin)
+
+
+Tables = Mapping[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published claim, how it is tested here, and what it is tested on.
+
+    Attributes:
+        name: key of the claim, ``asymmetry.block.behaviour``.
+        short: the quantity in a few words, for figures and tables.
+        statement: the claim as one sentence.
+        test: where the interval must lie for the claim to hold.
+        unit: unit of the estimate: pp (percentage points), tau, percent.
+        published: the published value in the same unit, if there is one number.
+        source: the published place (rows of methods/1 section 9).
+        table: the table of the study the evidence comes from.
+        evidence: reads the estimate from the study's tables; `NOTHING` where the study lacks it.
+    """
+
+    name: str
+    short: str
+    statement: str
+    test: Region
+    unit: Unit
+    published: float | None
+    source: str
+    table: str
+    evidence: Callable[[Tables], Finding]
+
+    def judge(self, tables: Tables) -> Judged:
+        """The claim on these tables."""
+        found = self.evidence(tables)
+        return Judged(
+            id=self.name,
+            short=self.short,
+            statement=self.statement,
+            test=str(self.test),
+            unit=self.unit,
+            published=self.published,
+            source=self.source,
+            table=self.table,
+            estimate=_plain(found.estimate),
+            ci_low=_plain(found.ci_low),
+            ci_high=_plain(found.ci_high),
+            n=found.n,
+            of=found.of,
+            verdict=self.test.verdict(found),
+        )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with its evidence and verdict, as claims.json carries it. Undefined numbers are None."""
+
+    id: str
+    short: str
+    statement: str
+    test: str
+    unit: Unit
+    published: float | None
+    source: str
+    table: str
+    estimate: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    of: str
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def _plain(value: float) -> float | None:
+    return round(float(value), 6) if math.isfinite(value) else None
