@@ -22,7 +22,11 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     counts = [int((drawn["unit"] == unit).sum()) for unit in units]
     height = 0.5 + sum(0.21 * count + 0.5 for count in counts)
     figure, axes = plt.subplots(
-        max(len(units), 1), 1, figsize=(FULL_WIDTH, height), height_ratios=[c + 1.5 for c in counts] or None, squeeze=False
+        max(len(units), 1),
+        1,
+        figsize=(FULL_WIDTH, height),
+        height_ratios=[c + 1.5 for c in counts] or None,
+        squeeze=False,
     )
     for axis, unit in zip(axes[:, 0], units, strict=False):
         rows = drawn[drawn["unit"] == unit].reset_index(drop=True)
@@ -46,6 +50,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     entries: list[tuple[str, dict[str, object]]] = [
         (verdict, {"color": colour, "marker": "o", "markersize": 3.5}) for verdict, colour in VERDICT_COLOURS.items()
     ]
-    entries.append(("published", {"color": GREY, "marker": "D", "fillstyle": "none", "linestyle": "none", "markersize": 3}))
+    entries.append(
+        ("published", {"color": GREY, "marker": "D", "fillstyle": "none", "linestyle": "none", "markersize": 3})
+    )
     legend(figure, entries)
     return figure, drawn
