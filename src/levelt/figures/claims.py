@@ -22,11 +22,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     counts = [int((drawn["unit"] == unit).sum()) for unit in units]
     height = 0.5 + sum(0.21 * count + 0.5 for count in counts)
     figure, axes = plt.subplots(
-        max(len(units), 1),
-        1,
-        figsize=(FULL_WIDTH, height),
-        height_ratios=[c + 1.5 for c in counts] or None,
-        squeeze=False,
+        max(len(units), 1), 1, figsize=(FULL_WIDTH, height), height_ratios=[c + 1.5 for c in counts] or None, squeeze=False
     )
     for axis, unit in zip(axes[:, 0], units, strict=False):
         rows = drawn[drawn["unit"] == unit].reset_index(drop=True)
@@ -36,8 +32,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         axis.set_xlim(least - margin, most + margin)
         chance_line(axis, 0.0, horizontal=False)
         for place, row in rows.iterrows():
-            low = max(row["region_low"], least - margin)
-            high = min(row["region_high"], most + margin)
+            low = np.nanmax([row["region_low"], least - margin])  # an open end has no value
+            high = np.nanmin([row["region_high"], most + margin])
             axis.barh(place, high - low, left=low, height=0.8, color="0.93", linewidth=0, zorder=0)
             colour = VERDICT_COLOURS[row["verdict"]]
             axis.hlines(place, row["ci_low"], row["ci_high"], color=colour, linewidth=1.2)
@@ -50,8 +46,6 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     entries: list[tuple[str, dict[str, object]]] = [
         (verdict, {"color": colour, "marker": "o", "markersize": 3.5}) for verdict, colour in VERDICT_COLOURS.items()
     ]
-    entries.append(
-        ("published", {"color": GREY, "marker": "D", "fillstyle": "none", "linestyle": "none", "markersize": 3})
-    )
+    entries.append(("published", {"color": GREY, "marker": "D", "fillstyle": "none", "linestyle": "none", "markersize": 3}))
     legend(figure, entries)
     return figure, drawn

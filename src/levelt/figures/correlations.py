@@ -29,13 +29,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     for role in reversed(roles):
         part = cells[cells["role"] == role]
         left.plot(
-            part["information"],
-            part["exact_match"],
-            ".",
-            color=ROLE_COLOURS[role],
-            markersize=4,
-            alpha=0.5,
-            clip_on=False,
+            part["information"], part["exact_match"], ".", color=ROLE_COLOURS[role], markersize=4, alpha=0.5, clip_on=False
         )
     left.set(xlabel="label information (mean over layers)", ylabel="exact match", ylim=(-0.03, 1.03))
 
