@@ -16,7 +16,7 @@ from levelt.config import Recall, RecallTemplate, Statistics, Tracing
 from levelt.files import InputError, read_arrays, read_json
 from levelt.prompts.spans import Span, TokenGroups
 from levelt.studies.recall import tables
-from levelt.studies.recall.averages import Averages
+from levelt.studies.recall.averages import Averages, Mean
 from levelt.studies.recall.building import build_prompts
 from levelt.studies.recall.listings import (
     Dropped,
@@ -180,7 +180,7 @@ def test_the_authors_songs_are_complete(published: Path, make: Any):
         for prompt in prompts:
             if prompt.step == k:
                 text = made.decode(list(prompt.input_ids), skip_special_tokens=True)
-                assert text == queries[prompt.subject].rstrip(" ")
+                assert text.rstrip(" ") == queries[prompt.subject].rstrip(" ")
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
@@ -198,7 +198,8 @@ def test_prompts_are_cut_where_answers_begin(make: Any):
     prompts = with_steps([one for one in tokens if not isinstance(one, str)], 0, Dropped())
     assert [prompt.step for prompt in prompts] == [1, 2, 3] * 2
     first = prompts[:3]
-    texts = [made.decode(list(prompt.input_ids), skip_special_tokens=True) for prompt in first]
+    # a blank that is a token of its own belongs to the prompt
+    texts = [made.decode(list(prompt.input_ids), skip_special_tokens=True).rstrip(" ") for prompt in first]
     assert texts == [
         "List three songs by Ada Lee: 1.",
         "List three songs by Ada Lee: 1. Kim 2.",
@@ -208,11 +209,10 @@ def test_prompts_are_cut_where_answers_begin(make: Any):
         for name, word in (("subject", " Ada Lee"), ("answer_1", " Kim"), ("answer_2", " Lop")):
             if name in prompt.groups:
                 span = prompt.groups[name]
-                assert made.decode(list(prompt.input_ids[span.start : span.stop])) == word
+                assert made.decode(list(prompt.input_ids[span.start : span.stop])).strip() == word.strip()
         assert prompt.groups["decision"].start == len(prompt.input_ids) - 1
         assert set(prompt.asked) <= {*prompt.groups.names}
-    words = [" Ada", " Kim", " Lop", " Mud", " Qi", " Rex", " Sun"]
-    assert [made.decode([token])[:2] for token in first[0].readouts] == [word[:2] for word in words]
+    assert [made.decode([token]).strip()[0] for token in first[0].readouts] == list("AKLMQRS")
     assert len({prompt.readouts for prompt in first}) == 1
 
 
@@ -223,12 +223,13 @@ def test_collisions_are_seen_and_controls_do_not_share_answers_or_first_tokens()
     apart = tokenised(listing_of("Ada Lee", ("Kim", "Lop", "Mud"), ("Qi",)), made, "m")
     assert not isinstance(apart, str) and not apart.collision
     shares_answer = tokenised(listing_of("Bob Orr", ("Qi", "Rex", "Sun")), made, "m")
-    shares_token = tokenised(listing_of("Cy Orr", ("Vi", "Max", "Sun")), made, "m")
-    fits = tokenised(listing_of("Eve Orr", ("Vi", "Rex", "Sun")), made, "m")
+    shares_token = tokenised(listing_of("Cy Orr", ("Vi", "Mud Pie", "Rex")), made, "m")
+    fits = tokenised(listing_of("Eve Orr", ("Vi", "Rex", "Zoo")), made, "m")
     assert not any(isinstance(one, str) for one in (shares_answer, shares_token, fits))
     dropped = Dropped()
-    assert with_steps([apart, shares_answer, shares_token], 0, dropped) == []  # type: ignore[list-item]
-    assert dropped.counts["songs", "t", "no control"] == 3
+    prompts = with_steps([apart, shares_answer, shares_token], 0, dropped)  # type: ignore[list-item]
+    assert {prompt.subject for prompt in prompts} == {"Bob Orr"}  # Ada's list is no answer to Bob, but Bob's is to Ada
+    assert dropped.counts["songs", "t", "no control"] == 2
     prompts = with_steps([apart, shares_answer, shares_token, fits], 0, Dropped())  # type: ignore[list-item]
     of_apart = next(prompt for prompt in prompts if prompt.subject == "Ada Lee")
     assert of_apart.readouts[4:] == fits.firsts  # type: ignore[union-attr]
@@ -297,14 +298,13 @@ def test_intervals_resample_subjects_and_leave_out_what_a_prompt_lacks():
     assert alone.value == 1 and np.isnan(alone.interval(0.95)).all()
 
 
-def fake_step(curve: np.ndarray, noise: float = 0.0, step: int = 3) -> tables.Step:
+def fake_step(curve: np.ndarray, step: int) -> tables.Step:
     """Twenty subjects whose first answer's logit follows a curve over its control; nothing else moves."""
     count, layers = 20, len(curve) - 1
     rows = rows_frame({("a", "t1"): count}).assign(step=step)
     arrays: dict[str, np.ndarray] = {name: np.zeros((count, layers, 7)) for name in ("attention", "mlp")}
     arrays["embedding"] = np.zeros((count, 7))
-    rng = np.random.default_rng(1)
-    arrays["mlp"][..., 1] = np.diff(curve) + rng.normal(size=(count, layers)) * noise
+    arrays["mlp"][..., 1] = np.diff(curve)
     arrays["linear"] = np.zeros((count, 7))
     groups = ["subject", *(f"answer_{k}" for k in range(1, step)), "decision", "rest"]
     arrays["lens"] = np.zeros((count, layers, len(groups), 7))
@@ -332,12 +332,15 @@ def test_promotion_and_suppression_are_read_off_a_known_curve():
 
 
 def test_a_peak_of_noise_is_not_reported_as_promotion():
-    """The peak is chosen on other subjects than it is measured on; chosen on the same ones it would be above zero."""
-    step = fake_step(np.zeros(13), noise=1.0, step=2)
-    curve = step.averages.mean(tables.over_control(step.cumulative)[..., 1])
-    row = found(step, "promotion_peak")
-    assert row["ci_low"] < 0 < row["ci_high"]
-    assert curve.value.max() > 0 and row["estimate"] < curve.value.max()
+    """Chosen and measured on the same subjects the highest layer is above zero on average; on other ones it is not."""
+    same, other = [], []
+    for seed in range(60):
+        curves = np.random.default_rng(seed).normal(size=(2, 8))
+        folds = [Mean(curve, np.zeros((1, 8))) for curve in curves]
+        same.append(curves.mean(0).max())
+        other.append(float(tables._crossed(folds, tables._at_peak).value))
+    assert np.mean(same) > 0.8
+    assert abs(np.mean(other)) < 3 * np.std(other) / np.sqrt(60)
 
 
 def test_heads_promote_and_suppress_by_their_layers_own_spread():

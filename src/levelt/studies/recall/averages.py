@@ -41,18 +41,22 @@ class Averages:
         self.templates = list(dict.fromkeys(rows["template"]))
         self._codes = np.zeros(len(rows), np.int64)
         self._draws: dict[str, Floats | None] = {}
+        self._subjects: dict[str, int] = {}
+        self._cells: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
         for relation in self.relations:
             here = (self.rows["relation"] == relation).to_numpy()
             names = sorted(set(self.rows["subject"][here]))
             self._codes[here] = [names.index(name) for name in self.rows["subject"][here]]
             rng = generator(seed, "recall", "subjects", relation)
             self._draws[relation] = cluster_draws(len(names), draws, rng) if len(names) > 1 else None
+            self._subjects[relation] = len(names)
+            for template in self.templates:
+                self._cells[relation, template] = here & (self.rows["template"] == template).to_numpy()
         self._count = draws
 
     def subjects(self, relation: str = "all") -> int:
         """How many subjects there are."""
-        chosen = self.rows if relation == "all" else self.rows[self.rows["relation"] == relation]
-        return len(chosen[["relation", "subject"]].drop_duplicates())
+        return sum(self._subjects.values()) if relation == "all" else self._subjects[relation]
 
     def halves(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """The rows of every other subject of each relation, and the rest."""
@@ -83,18 +87,19 @@ class Averages:
         for name in relations:
             cells, cell_draws = [], []
             for index, wording in enumerate(templates):
-                chosen = ((self.rows["relation"] == name) & (self.rows["template"] == wording)).to_numpy()
-                chosen = chosen & only if only is not None else chosen
+                chosen = self._cells[name, wording] if only is None else self._cells[name, wording] & only
                 if not chosen.any():
                     continue
                 value, draws = self._cell(flat[chosen], self._codes[chosen], self._draws[name])
                 repeats = 2 if as_released and index == 0 else 1
                 cells += [value] * repeats
                 cell_draws += [draws] * repeats
-            if cells:
-                divisor = len(templates) if as_released else len(cells)
-                totals.append(np.sum(cells, axis=0) / divisor)
-                total_draws.append(np.sum(cell_draws, axis=0) / divisor)
+            if cells and as_released:
+                totals.append(np.sum(cells, axis=0) / len(templates))
+                total_draws.append(np.sum(cell_draws, axis=0) / len(templates))
+            elif cells:
+                totals.append(_nanmean(cells))
+                total_draws.append(_nanmean(cell_draws))
         shape = data.shape[1:]
         if not totals:
             return Mean(np.full(shape, np.nan), np.full((self._count, *shape), np.nan))
@@ -114,7 +119,7 @@ class Averages:
 
 
 def _nanmean(parts: Sequence[Floats]) -> Floats:
-    """Mean over parts, those left out that are nan (a place that a relation's prompts do not have)."""
+    """Mean over parts, those left out that are nan (a place that the prompts of a relation or template do not have)."""
     stacked = np.stack(parts)
     present = np.isfinite(stacked)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -287,10 +287,9 @@ def statistics_table(models: Sequence[ModelResults], statistics: Statistics, see
             scopes = [(relation, "all") for relation in step.scopes()]
             scopes += [("all", template) for template in step.averages.templates if len(step.averages.templates) > 1]
             for relation, template in scopes:
-                for row in _statistics(step, relation, template):
-                    about = {"relation": relation, "template": template, "step": step.step}
-                    about |= {"n": step.averages.subjects(relation)} | row
-                    parts.append(_described(model, pd.DataFrame([about])))
+                rows = pd.DataFrame(list(_statistics(step, relation, template)))
+                rows = rows.assign(relation=relation, template=template, step=step.step)
+                parts.append(_described(model, rows.assign(n=step.averages.subjects(relation))))
     table = _joined(parts, ["relation", "template", "step", "statistic", "group", "token", "estimate"])
     table.insert(list(table.columns).index("layer") + 1, "depth", table["layer"] / table["layers"])
     return table.drop(columns="layers")
@@ -469,10 +468,10 @@ def _part(
     axes: Mapping[str, Sequence[Any]],
     columns: Mapping[str, Floats],
 ) -> pd.DataFrame:
-    table = pd.DataFrame({**_grid(axes), **columns})
-    table["layer"] = table["layer"].astype(int)
-    table = table.assign(relation=scope, step=step.step, n=step.averages.subjects(scope), **about)
-    return _described(model, table.assign(depth=table["layer"] / step.layers))
+    grid = _grid(axes)
+    layer = grid["layer"].astype(int)
+    scalars = {"relation": scope, "step": step.step, "n": step.averages.subjects(scope), **about, **model.described}
+    return pd.DataFrame({**grid, **columns, "layer": layer, "depth": layer / step.layers, **scalars})
 
 
 def _described(model: ModelResults, table: pd.DataFrame) -> pd.DataFrame:
