@@ -8,7 +8,10 @@ The straightforward way is one pass per cell over the whole prompt. Causality le
 
 - in front of the disturbed tokens nothing differs: those positions are run once, and cells there score ``low``;
 - a cell at token t leaves the positions before t as they are in the disturbed run, whose keys and values are kept, so
-  that it runs from t on; cells of one token, whatever their module and window, share a pass with the noise draws;
+  that it runs from t on;
+- a cell whose window begins at layer l leaves the layers below as they are in the disturbed run, whose states are kept,
+  so that it enters at l: the layers below run on a single row, which is thrown away (so the model's own forward makes
+  masks and positions, whatever the architecture), and the cells' rows take its place at l;
 - a cell in front of the last token whose window is the last layer alone can reach nothing that is read: it is ``low``.
 
 Batches hold prompts of one length with the disturbed tokens at the same place, so nothing is padded.
@@ -112,8 +115,9 @@ def trace(
     found: dict[int, Traced] = {}
     for (length, start, _, draws), same in groupby(sorted(range(len(prompts)), key=layout), key=layout):
         rows = list(same)
-        # a batch's largest pass: all windows and modules, from the first disturbed token on
-        size = max(1, batch_tokens // (draws * len(layers) * len(sites) * (length - start)))
+        # a batch's largest pass: the cells that enter at one layer, from the first disturbed token on
+        firsts = [first for first, _ in layers]
+        size = max(1, batch_tokens // (draws * len(sites) * max(map(firsts.count, firsts)) * (length - start)))
         for begin in range(0, len(rows), size):
             chosen = rows[begin : begin + size]
             batch = _Batch(decoder, [prompts[row] for row in chosen], layers, sites, batch_tokens)
@@ -143,6 +147,7 @@ class _Batch:
         self.noisy = clean[:, None].repeat(1, self.draws, 1, 1)
         self.noisy[:, :, : noise.shape[2]] += noise  # the disturbed tokens come first
         self.contributions: dict[Site, list[Tensor]] = {site: [] for site in sites}
+        self.entering: list[Float[Tensor, "prompts_and_draws seq d"]] = []
 
     def modules(self, site: Site) -> tuple[nn.Module, ...]:
         return self.parts.attention_contribution if site == "attention" else self.parts.mlp_contribution
@@ -160,40 +165,52 @@ class _Batch:
         repeated = everyone.repeat_interleave(self.draws)
         cache = changed_cache(prefix, lambda states: states[repeated])
         targets = self.targets[repeated]
-        low = self._probability({"inputs_embeds": self.noisy.flatten(0, 1)}, cache, targets)
+        with ExitStack() as stack:
+            for layer in self.parts.layers:
+                stack.enter_context(hooks.inputs(layer, self.entering.append))
+            low = self._probability({"inputs_embeds": self.noisy.flatten(0, 1)}, cache, targets)
         low = low.view(self.count, self.draws).mean(1)
         shape = (self.count, len(self.sites), self.length, len(self.windows))
         scores = low[:, None, None, None].expand(shape).clone()
         last = len(self.parts.layers) - 1
         for token in range(self.start, self.length):
-            cells = [
-                (index, window)
-                for index in range(len(self.sites))
-                for window, (first, _) in enumerate(self.windows)
-                if token == self.length - 1 or first < last
-            ]
             size = max(1, self.batch_tokens // (len(repeated) * (self.length - token)))
-            for begin in range(0, len(cells), size):
-                chosen = cells[begin : begin + size]
-                restored = self._restored(token, chosen, cache, repeated, targets)
-                for (index, window), values in zip(chosen, restored, strict=True):
-                    scores[:, index, token, window] = values
+            for entry in sorted({first for first, _ in self.windows}):
+                if entry == last and token < self.length - 1:
+                    continue
+                cells = [
+                    (index, window)
+                    for index in range(len(self.sites))
+                    for window, (first, _) in enumerate(self.windows)
+                    if first == entry
+                ]
+                for begin in range(0, len(cells), size):
+                    chosen = cells[begin : begin + size]
+                    restored = self._restored(token, entry, chosen, cache, repeated, targets)
+                    for (index, window), values in zip(chosen, restored, strict=True):
+                        scores[:, index, token, window] = values
         numbers = scores.float().cpu().numpy()
         return [Traced(*pair, numbers[row]) for row, pair in enumerate(zip(high.tolist(), low.tolist(), strict=True))]
 
     def _restored(
         self,
         token: int,
+        entry: int,
         cells: Sequence[tuple[int, int]],
         disturbed: Any,
         repeated: Int[Tensor, " prompts_and_draws"],
         targets: Int[Tensor, " prompts_and_draws"],
     ) -> Float[Tensor, "cells prompts"]:
-        """Mean probability of the target with each cell at this token restored, run from this token on."""
+        """Mean probability of the target with each cell at this token restored, run from this token and layer on."""
         count = len(cells)
-        rows = torch.arange(len(repeated), device=repeated.device).repeat(count)
-        inputs = self.noisy[:, :, token - self.start :].flatten(0, 1)[rows]
+        cache = changed_cache(disturbed, lambda states: states[:, :, :token])
+        for index, layer in enumerate(cache.layers):
+            for name in ("keys", "values"):
+                states = getattr(layer, name)
+                setattr(layer, name, states[:1] if index < entry else states.repeat(count, 1, 1, 1))
+        entering = self.entering[entry][:, token - self.start :].repeat(count, 1, 1)
         with ExitStack() as stack:
+            stack.enter_context(_replacing(self.parts.layers[entry], entering))
             for index, site in enumerate(self.sites):
                 for layer, module in enumerate(self.modules(site)):
                     active = [
@@ -204,8 +221,7 @@ class _Batch:
                     if active:
                         clean = self.contributions[site][layer][:, token - self.start][repeated]
                         stack.enter_context(_restoring(module, clean, active, count))
-            cache = changed_cache(disturbed, lambda states: states[:, :, :token][rows])
-            found = self._probability({"inputs_embeds": inputs}, cache, targets.repeat(count))
+            found = self._probability({"input_ids": self.ids[:1, token:]}, cache, targets.repeat(count))
         return found.view(count, self.count, self.draws).mean(2)
 
     def _keep(self, site: Site, _: int, hidden: Float[Tensor, "prompts seq d"]) -> None:
@@ -222,6 +238,22 @@ class _Batch:
             logits = parts.softcap * torch.tanh(logits / parts.softcap)
         found: Tensor = logits.softmax(-1).gather(1, targets[:, None])[:, 0]
         return found
+
+
+@contextmanager
+def _replacing(layer: nn.Module, hidden: Float[Tensor, "rows seq d"]) -> Iterator[None]:
+    """Let a layer see other hidden states than those that reach it, and as many rows of them as there are."""
+
+    def write(
+        _module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return ((hidden, *positional[1:]), named) if positional else (positional, named | {"hidden_states": hidden})
+
+    handle = layer.register_forward_pre_hook(write, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
