@@ -12,7 +12,8 @@ The straightforward way is one pass per cell over the whole prompt. Causality le
 - a cell whose window begins at layer l leaves the layers below as they are in the disturbed run, whose states are kept,
   so that it enters at l: the layers below run on a single row, which is thrown away (so the model's own forward makes
   masks and positions, whatever the architecture), and the cells' rows take its place at l;
-- a cell in front of the last token whose window is the last layer alone can reach nothing that is read: it is ``low``.
+- in front of the last token, what happens in the last layer can reach nothing that is read: a cell of that layer alone
+  is ``low``, and the layer's projection and MLP run on the last position only.
 
 Batches hold prompts of one length with the disturbed tokens at the same place, so nothing is padded.
 
@@ -209,10 +210,16 @@ class _Batch:
                 states = getattr(layer, name)
                 setattr(layer, name, states[:1] if index < entry else states.repeat(count, 1, 1, 1))
         entering = self.entering[entry][:, token - self.start :].repeat(count, 1, 1)
+        last = len(self.parts.layers) - 1
         with ExitStack() as stack:
             stack.enter_context(_replacing(self.parts.layers[entry], entering))
+            if token < self.length - 1:
+                for module in (self.parts.projection[last], self.parts.mlp[last]):
+                    stack.enter_context(_last_position(module))
             for index, site in enumerate(self.sites):
                 for layer, module in enumerate(self.modules(site)):
+                    if layer == last and token < self.length - 1:
+                        continue
                     active = [
                         place
                         for place, (of, window) in enumerate(cells)
@@ -250,6 +257,20 @@ def _replacing(layer: nn.Module, hidden: Float[Tensor, "rows seq d"]) -> Iterato
         return ((hidden, *positional[1:]), named) if positional else (positional, named | {"hidden_states": hidden})
 
     handle = layer.register_forward_pre_hook(write, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _last_position(module: nn.Module) -> Iterator[None]:
+    """Let a module see the last position alone; its output is added to every position, and right at the last one."""
+
+    def cut(_module: nn.Module, positional: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (positional[0][:, -1:], *positional[1:])
+
+    handle = module.register_forward_pre_hook(cut)
     try:
         yield
     finally:
