@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG = $(firstword $(wildcard config/$(STUDY).yaml config/examples/$(STUDY).yaml $(STUDY)))
 
-.PHONY: help env latex study plan test lint format schema lock
+.PHONY: help env latex study plan test oracles lint format schema lock
 
 help: ## these lines
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -36,6 +36,20 @@ plan: env ## what `make study` would run
 
 test: env latex lint ## all checks and tests, the smoke study included
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 8
+
+ORACLES := .venv-oracles
+
+$(ORACLES)/.ready: $(VENV)/.ready requirements-oracles.lock
+	$(PYTHON) -m venv --without-pip --clear $(ORACLES)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(ORACLES)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/levelt-env.pth"
+	$(BIN)/python -m pip --python $(ORACLES)/bin/python install --quiet --disable-pip-version-check --no-deps \
+	  -r requirements-oracles.lock
+	@touch $@
+
+oracles: $(ORACLES)/.ready ## the engine against TransformerLens and nnsight, in an environment over .venv; nothing is skipped
+	@$(ORACLES)/bin/python -c 'import torch, transformer_lens, nnsight; print("torch", torch.__version__)'
+	$(ORACLES)/bin/python -m pytest -q -p no:cacheprovider -n 2 tests/test_oracles.py
 
 lint: env ## formatting, lint, types, workflow lint, generated files
 	$(BIN)/ruff check .

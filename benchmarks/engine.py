@@ -1,10 +1,10 @@
 """The engine's speed and memory: ``python -m benchmarks.engine``; the last line is JSON.
 
-One run, one machine, one thread, random weights. Every ratio is the median over rounds in which the two things it
-compares take turns, so that a busy machine hits both. The prompts are ragged and laid out like a study's: 48 tokens
-of system message and question that all share, a sample of 12 to 32 tokens, 10 tokens of template. So 65 % of a prompt
-is shared, midway between the organisms' prompts (38 %) and the published ones (90 %). The "apart" rows use as long
-prompts that share nothing. Batches are the engine's (sorted by length, at most 4096 tokens) for everyone but the
+One run, one machine, one thread (its CPU time), random weights. Every ratio is the median over rounds in which the two
+things it compares take turns, so that a busy machine hits both. The prompts are ragged and laid out like a study's: 48
+tokens of system message and question that all share, a sample of 12 to 32 tokens, 10 tokens of template. So 65 % of a
+prompt is shared, midway between the organisms' prompts (38 %) and the published ones (90 %). The "apart" rows use as
+long prompts that share nothing. Batches are the engine's (sorted by length, at most 4096 tokens) for everyone but the
 released procedure.
 
 - capture_over_forward: `capture` of residuals (sample, decision), attention (decision) and the option logits / a plain
@@ -342,11 +342,13 @@ def seconds(work: Callable[[], Any], device: str = "cpu") -> float:
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
-    begin = time.perf_counter()
+    # on one thread of a CPU, the process's own time: what others do on the machine is not in it
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    begin = clock()
     work()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def ratio(numerator: Callable[[], Any], denominator: Callable[[], Any], rounds: int, device: str = "cpu") -> Ratio:

@@ -30,13 +30,23 @@ TASKS = list(STUDY.tasks)
 CONDITIONS = STUDY.conditions
 WORLD_TASKS = [name for name, task in STUDY.tasks.items() if isinstance(task.source, WorldSource)]
 FIGURE_TABLES = {
+    "claims": ["claims"],
     "behaviour": ["behaviour"],
-    "information": ["probes"],
-    "correlations": ["behaviour", "probes", "correlations"],
+    "information": ["depth"],
+    "selection": ["selection_layers", "codebook"],
+    "correlations": ["information", "correlations"],
+    "blocking": ["blocking", "unrelated"],
+    "training_effects": ["information", "stage_layers"],
+    "controls": ["controls"],
 }
-REPORT_TABLES = ["behaviour", "agreement", "probes", "correlations", "blocking"]
-if STUDY.engine.interventions:
-    FIGURE_TABLES["blocking"] = ["blocking"]
+CLAIM_TABLES = ["behaviour", "agreement", "spread", "correlations", "blocking", "unrelated"]
+CLAIM_TABLES += ["selection", "codebook", "scale", "stages"]
+REPORT_TABLES = ["behaviour", "agreement", "probes", "information", "spread", "correlations", "blocking", "unrelated"]
+REPORT_TABLES += ["selection", "codebook", "scale", "stages", "controls"]
+AUDITED = STUDY.audit.models if STUDY.audit else []
+if AUDITED:
+    FIGURE_TABLES["audit"] = ["audit"]
+    REPORT_TABLES.append("audit")
 RECALL_TABLES = ["lens", "knockout", "tracing", "heads", "recall", "recall_audit", "recall_lists"]
 if STUDY.recall:
     FIGURE_TABLES["recall_decode"] = ["lens"]

@@ -220,7 +220,7 @@ rule checkpoint:
         checkpoint="|".join(STUDY.checkpoints) or "none",
     threads: 1
     params:
-        settings=settings("checkpoints.{checkpoint}"),
+        settings=settings("seed", "checkpoints.{checkpoint}"),
     message:
         "checking checkpoint {wildcards.checkpoint}"
     shell:

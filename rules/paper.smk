@@ -4,10 +4,12 @@
 rule numbers:
     """Every number and table of the report, as LaTeX macros."""
     input:
-        **{name: rules.tables.output[name] for name in REPORT_TABLES},
+        tables=[f"{DATA}/tables/{name}.csv" for name in REPORT_TABLES],
+        claims=rules.claims.output.json,
         manifests=rules.tables.input.manifests,
         samples=expand(rules.samples.output.report, task=TASKS),
         example=expand(rules.prompts.output.prompts, tokenizer=prompts_of(MODELS[-1]), task=TASKS[0]),
+        cards=expand(rules.evaluate.output.card, organism=ORGANISMS),
         code=code("numbers"),
     output:
         numbers=f"{PAPER}/numbers.tex",
@@ -18,12 +20,12 @@ rule numbers:
     threads: 1
     params:
         settings=settings("study", "title", "seed", "prompts", "probes", "statistics"),
-        tables=subpath(input.behaviour, parent=True),
     message:
         "writing the numbers of the report"
     shell:
-        "levelt numbers --settings {params.settings:q} --tables {params.tables} --manifests {input.manifests}"
-        " --samples {input.samples} --example {input.example} --out {output.numbers} 2> {log}"
+        "levelt numbers --settings {params.settings:q} --tables {input.tables} --claims {input.claims}"
+        " --manifests {input.manifests} --samples {input.samples} --example {input.example} --cards {input.cards}"
+        " --out {output.numbers} 2> {log}"
 
 
 rule report:

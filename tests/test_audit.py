@@ -12,11 +12,15 @@ from levelt.statistics.resampling import cluster_draws
 from levelt.studies.audit import (
     DEFECTS,
     MASKING,
+    Measured,
     audit_table,
     compare_means,
     compare_statistics,
     confusion,
+    f1_row,
     macro_and_one_class_f1,
+    masking_rows,
+    paired_row,
 )
 
 random = np.random.default_rng(5)
@@ -66,3 +70,40 @@ def test_mean_over_tasks_adds_squared_half_widths() -> None:
     half = np.hypot(0.1, 0.1) / 2
     assert (mean["difference"], mean["ci_low"], mean["ci_high"]) == pytest.approx((-0.1, -0.1 - half, -0.1 + half))
     assert mean["n"] == 20
+
+
+def test_masking_rows_are_changes_against_the_plain_run() -> None:
+    plain = random.random(80)
+    masking = MASKING[1]
+    corrected, released = plain - 0.3, plain - 0.1
+    rows = masking_rows(
+        Measured({"exact match": plain}),
+        {masking.block: Measured({"exact match": corrected})},
+        {masking: Measured({"exact match": released})},
+        CODES,
+        DRAWS,
+        0.95,
+    )
+    assert len(rows) == 1
+    row = rows[0]
+    assert (row["defect"], row["block"], row["quantity"]) == (masking.defect, masking.block, "change of exact match")
+    found = [row[key] for key in ("corrected", "released", "difference")]
+    assert found == pytest.approx([-0.3, -0.1, 0.2], abs=1e-12)
+
+
+def test_prompts_that_lack_a_measurement_leave_both_sides() -> None:
+    first, second = random.random(80), random.random(80)
+    holes = second.copy()
+    holes[:10] = np.nan
+    row = paired_row("trainer", "q", first, holes, CODES, DRAWS, 0.95)
+    assert row["n"] == 70 and row["corrected"] == pytest.approx(first[10:].mean())
+    with pytest.raises(ValueError, match="no prompt has both"):
+        paired_row("trainer", "q", first, np.full(80, np.nan), CODES, DRAWS, 0.95)
+    with pytest.raises(ValueError, match="no defect 'unheard_of'"):
+        paired_row("unheard_of", "q", first, second, CODES, DRAWS, 0.95)
+
+
+def test_f1_row_names_its_defect() -> None:
+    truth = random.random(80) < 0.35
+    row = f1_row("F1 at sample", ~truth, truth, CODES, DRAWS, 0.95)
+    assert row["defect"] == "one_class_f1" and row["corrected"] == row["released"] == 0.0  # always wrong

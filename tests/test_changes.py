@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from levelt.engine.changes import Patch, noise, patching
+from levelt.engine.changes import Patch, noise, patching, tensor_hash
 from levelt.files import InputError
 from levelt.models.anatomy import locate
 from levelt.models.loading import Decoder
@@ -276,3 +277,34 @@ def test_bad_patches_are_refused(make, sentence: str):
     with pytest.raises(InputError, match=sentence):
         patched(model, ROWS, make())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+# --- patches as values -----------------------------------------------------------------------------------------------
+
+
+def test_a_patch_survives_json_and_its_digest_says_what_it_writes():
+    values = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    patch = Patch("residual", [0, 1], [1, 2], [3, 4], values)
+    tree = json.loads(json.dumps(patch.to_json()))
+    assert tree["values"] == {"sha256": tensor_hash(values), "shape": [2, 32], "dtype": "float32"}
+    again = Patch.from_json(tree, [values + 1, values.clone()])
+    assert again.digest == patch.digest and torch.equal(again.values, values) and again.rows.tolist() == [0, 1]
+    copied = Patch("mlp", [0], [1], [2], sources=[1], add=True)
+    assert Patch.from_json(copied.to_json()).to_json() == copied.to_json()
+    changed = values.clone()
+    changed[1, 31] = torch.nextafter(changed[1, 31], torch.tensor(9.0))  # one bit is another patch
+    twins = [
+        Patch("residual", [0, 1], [1, 2], [3, 4], changed),
+        Patch("residual", [0, 1], [1, 2], [3, 5], values),
+        Patch("residual", [0, 1], [1, 2], [3, 4], values.to(torch.bfloat16)),
+        Patch("residual", [0, 1], [1, 2], [3, 4], values, add=True),
+        Patch("mlp", [0, 1], [1, 2], [3, 4], values),
+        copied,
+    ]
+    assert len({patch.digest, *(twin.digest for twin in twins)}) == len(twins) + 1
+    with pytest.raises(InputError, match=r"none of 1 tensors has the hash"):
+        Patch.from_json(tree, [changed])
+    with pytest.raises(InputError, match="not a patch"):
+        Patch.from_json({"site": "mlp"})
+    with pytest.raises(InputError, match="no site 'logits'"):
+        Patch.from_json(copied.to_json() | {"site": "logits"})

@@ -20,7 +20,7 @@ from levelt.engine.run import Appended, Condition, Readings, read_conditions, re
 from levelt.files import InputError
 from levelt.models.anatomy import locate
 from levelt.models.loading import Decoder
-from levelt.probes.grid import out_of_fold
+from levelt.probes.solver import fit
 from levelt.prompts.spans import Span, TokenGroups
 from models_local import END, FAMILIES, ragged, tiny, tokenizer
 
@@ -220,20 +220,14 @@ def test_a_random_answer_leaks_into_the_output_role_and_not_into_the_decision():
     found = read_prompts(decoder("llama"), prompts, ["output", "decision"], options, engine, condition)
 
     def accuracy(values: np.ndarray) -> np.ndarray:
-        fitted = out_of_fold(
-            values,
-            drawn,
-            np.arange(rows),
-            folds=4,
-            repeats=1,
-            penalty=0.01,
-            bound=1e-8,
-            generator=np.random.default_rng(1),
-        )
-        return ((fitted.logits[0] > 0) == drawn[:, None]).mean(0)
+        """Of probes fitted on two thirds of the rows, on the others, by layer."""
+        train, test = np.arange(rows) < 160, np.arange(rows) >= 160
+        fitted = (fit(values[train, layer], drawn[train], 0.01) for layer in range(values.shape[1]))
+        said = [probe.logits(values[test, layer]) > 0 for layer, probe in enumerate(fitted)]
+        return (np.array(said) == drawn[test]).mean(1)
 
     assert (accuracy(found.attention["output"]) > 0.8).all()  # 1.0 in the first layer
-    assert (accuracy(found.residual["decision"]) < 0.6).all()  # chance, and three standard errors of 240 rows
+    assert (accuracy(found.residual["decision"]) < 0.67).all()  # chance, and three standard errors of 80 rows
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

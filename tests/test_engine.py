@@ -35,7 +35,6 @@ from levelt.models.anatomy import locate
 from levelt.models.loading import Decoder
 from levelt.models.manifest import folder_manifest
 from levelt.prompts.spans import Span, TokenGroups
-from levelt.randomness import share
 from models_local import END, FAMILIES, kernel, ragged, save, tiny, tokenizer
 
 TOLERANCE = 1e-5
@@ -625,8 +624,11 @@ def test_read_command_appends_random_answers(arguments: dict[str, str], tmp_path
     manifest = json.loads((folder / "manifest.json").read_text())
     assert list(manifest["conditions"]) == ["instruction_first", "sample_first", "random_answer"]
     assert "random_answer" not in set(behaviour["condition"])
-    drawn = [share(f"instruction_first-{row}", "random_answer") >= 0.5 for row in range(len(PROMPTS))]
-    assert arrays["appended"].tolist() == [int(second) for second in drawn] and len(set(drawn)) == 2
+    drawn = arrays["appended"].tolist()
+    rows = behaviour[behaviour["condition"] == "instruction_first"].assign(drawn=drawn)
+    balance = rows.groupby(["label", "answer"])["drawn"]
+    assert (balance.sum() == balance.count() // 2).all() and balance.ngroups == 2, "says nothing about the answer"
+    assert drawn != [0, 1] * 4 and drawn != rows["drawn"].sort_values().tolist(), "drawn, not counted off"
     assert arrays["appended"].dtype == np.int8 and "appended" not in plain
     assert arrays["output.positions"].tolist() == [1] * len(PROMPTS)
     assert np.array_equal(arrays["decision.residual"], plain["decision.residual"])

@@ -6,10 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 
-from levelt.files import InputError
 from levelt.ledger.graph import Job
 from levelt.ledger.stages import folder_of, stages
 
@@ -22,8 +20,8 @@ JOBS = [
 
 
 def test_stages_of_a_small_graph() -> None:
-    tree = stages(JOBS, "s", "c.yaml", {"seed": 1, "tasks": {"t": {}}})["stages"]
-    assert list(tree) == ["world", "samples", "figures"]
+    tree = stages(JOBS, "c.yaml", {"seed": 1, "tasks": {"t": {}}})["stages"]
+    assert list(tree) == ["world", "samples", "figures", "records"]
     assert tree["world"]["outs"] == [{"data/s/world": {"persist": True}}]
     # `world` is not written in the config file (its defaults are code), so DVC cannot track it as a parameter
     assert tree["world"]["params"] == [{"c.yaml": ["seed"]}]
@@ -32,11 +30,27 @@ def test_stages_of_a_small_graph() -> None:
     assert "params" not in tree["figures"]
 
 
-def test_unknown_rules_and_shared_folders_are_refused() -> None:
-    with pytest.raises(InputError, match="'dance'"):
-        stages([*JOBS, Job("dance", (), ("data/s/x/y",), ())], "s", "c.yaml", {})
-    with pytest.raises(InputError, match="data/s/world would belong to"):
-        stages([*JOBS, Job("tables", (), ("data/s/world/table.csv",), ())], "s", "c.yaml", {})
+def test_stages_follow_the_folders() -> None:
+    """No rule is named anywhere: a new one is placed by what it fills, and what cannot be ordered is one stage."""
+    more = [
+        Job("dance", ("data/s/samples/t.parquet",), ("data/s/steps/a", "data/s/music/a"), ()),
+        Job("claims", ("figures/s/a.csv",), ("data/s/samples/claims.json",), ()),
+    ]
+    tree = stages([*JOBS, *more], "c.yaml", {})["stages"]
+    assert list(tree) == ["world", "figures-samples", "music-steps", "records"]
+    assert [list(out) for out in tree["figures-samples"]["outs"]] == [["data/s/samples"], ["figures/s"]]
+    assert tree["records"]["deps"] == ["data/s/music", "data/s/steps"]
+    assert tree["records"]["outs"] == [{".snakemake/metadata": {"persist": True}}]
+
+
+def test_local_rooms_are_hashed_but_not_stored() -> None:
+    tree = stages([Job("read", ("a",), ("data/s/activations/m/a", "data/s/behaviour/m"), ())], "c.yaml", {})["stages"]
+    assert tree["activations-behaviour"]["outs"] == [
+        {"data/s/activations": {"cache": False, "persist": True}},
+        {"data/s/behaviour": {"persist": True}},
+    ]
+    kept = stages([Job("read", ("a",), ("data/s/activations/m/a",), ())], "c.yaml", {}, local_only=())["stages"]
+    assert kept["activations"]["outs"] == [{"data/s/activations": {"persist": True}}]
 
 
 def test_folders() -> None:

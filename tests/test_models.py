@@ -187,12 +187,40 @@ def test_manifest_covers_the_shards_of_an_index(tmp_path: Path):
 def test_checkpoint_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     entry = {"path": str(folder), "family": "llama", "size": "xs", "stage": "sft"}
     arguments = ["checkpoint", "--id", "mine", "--out", str(tmp_path / "out/manifest.json"), "--settings"]
-    assert main([*arguments, json.dumps({"checkpoints.mine": entry})]) == 0
+    assert main([*arguments, json.dumps({"seed": 7, "checkpoints.mine": entry})]) == 0
     written = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert written == folder_manifest("mine", folder, "llama", "xs", "sft")
+    assert written == folder_manifest("mine", folder, "llama", "xs", "sft") | {"random_weights": None}
     assert list(written)[:6] == ["id", "path", "revision", "family", "size", "stage"]
-    assert main([*arguments, json.dumps({"checkpoints.mine": entry | {"path": "nowhere"}})]) == 2
+    assert main([*arguments, json.dumps({"seed": 7, "checkpoints.mine": entry | {"path": "nowhere"}})]) == 2
     assert capsys.readouterr().err.strip() == "levelt checkpoint: checkpoint mine: no such folder: nowhere"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "olmo2"])
+def test_random_weights_keep_everything_but_the_weights(family: str, tmp_path: Path):
+    """The control of an untrained model: the same seed gives the same weights, another one others; no draw leaks."""
+    folder = save(model(family), tmp_path / "tiny", end=[2, 5])
+    entry = Checkpoint(path=str(folder), family="f", size="s", stage="untrained", random_weights=True)
+    before = torch.random.get_rng_state()
+    first, again, other = (
+        load_model(checkpoint_manifest("x", entry, seed), device="cpu", attention=kernel(family)) for seed in (7, 7, 8)
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
+    stored = load_model(folder, device="cpu", attention=kernel(family))
+    assert first.model.config.to_dict() == stored.model.config.to_dict()
+    assert first.stop_ids == stored.stop_ids == (2, 5)
+    name = next(name for name, value in stored.model.named_parameters() if value.dim() > 1)
+    weights = [loaded.model.get_parameter(name) for loaded in (first, again, other, stored)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[3])
+    spread = stored.model.config.initializer_range
+    assert 0.8 * spread < float(weights[0].detach().std()) < 1.2 * spread
+    half = load_model(checkpoint_manifest("x", entry, 7), "bfloat16", "cpu", kernel(family))
+    assert torch.equal(half.model.get_parameter(name), weights[0].to(torch.bfloat16))
+
+
+def test_random_weights_are_a_stage_of_their_own():
+    with pytest.raises(ValueError, match="has stage `untrained`, not 'base'"):
+        Checkpoint(path="x", family="f", size="s", stage="base", random_weights=True)
 
 
 # --- hub -----------------------------------------------------------------------------------------------------------
@@ -210,7 +238,7 @@ def test_hub_checkpoint_records_the_commit(folder: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     entry = Checkpoint(path="hub:lab/model", revision="main", family="f", size="s", stage="base")
-    manifest = checkpoint_manifest("x", entry)
+    manifest = checkpoint_manifest("x", entry, 0)
     assert (manifest["path"], manifest["revision"]) == ("hub:lab/model", "0123abc")
     assert {ask["repository"] for ask in asked} == {"lab/model"}
     assert asked[0]["allow_patterns"] == ["config.json"]

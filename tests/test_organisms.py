@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,24 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from levelt import cli
-from levelt.config import Shape, Template
+from levelt.config import Preference, Shape, Template
 from levelt.files import InputError, read_json, sha256
 from levelt.organisms import instructions
 from levelt.organisms.architectures import build
 from levelt.organisms.loss import head_loss
 from levelt.organisms.packing import Rows, side_by_side, stream
-from levelt.organisms.stages import encode_conversations, encode_text
+from levelt.organisms.preferences import (
+    PreferencePlan,
+    answer_log_probabilities,
+    preference_loss,
+    preferences,
+)
+from levelt.organisms.stages import Identity, Material, encode_conversations, encode_text, plan_dpo, write_organism
 from levelt.organisms.tokenizer import ASSISTANT, END, SPECIAL, render, save_tokenizer, train_tokenizer
 from levelt.organisms.training import (
     RowPlan,
     block_mask,
+    fingerprint,
     learning_rate,
     reinitialise_unseen,
     restarted_positions,
@@ -35,6 +44,7 @@ from levelt.organisms.training import (
     train,
     weighted_loss,
 )
+from levelt.randomness import derive_seed
 from levelt.world.corpus import plain_text, samples
 from levelt.world.facts import facts
 from levelt.world.tasks import KINDS, TASKS, Bank
@@ -344,6 +354,20 @@ def test_models_are_ordinary_and_seeded(architecture: str) -> None:
     assert torch.equal(state, torch.random.get_rng_state()), "the global generator must not be touched"
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "olmo2"])
+def test_a_checkpoint_has_the_tokenizer_it_was_trained_with(
+    architecture: str, tokenizer: PreTrainedTokenizerFast, talks: pd.DataFrame, tmp_path: Path
+) -> None:
+    """As anybody loads it: transformers may build another tokenizer for a model type than the folder declares."""
+    model = build(TINY.model_copy(update={"architecture": architecture}), 1208, 0, 4, 1)
+    identity = Identity("x", architecture, "xs", "base", 0)
+    write_organism(tmp_path / "out", tmp_path / "work", identity, model, tokenizer, [], {})
+    loaded = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    lines = contents(talks)[:50]
+    assert loaded(lines).input_ids == tokenizer(lines).input_ids
+    assert len(loaded) == len(tokenizer) and loaded.chat_template == tokenizer.chat_template
+
+
 def test_only_unseen_embeddings_are_drawn_anew() -> None:
     model = build(TINY, 320, 0, 4, 1)
     before = model.get_input_embeddings().weight.detach().clone()
@@ -391,6 +415,91 @@ def test_interrupted_training_ends_where_an_uninterrupted_one_does(
     assert same(weights_of(unrelated), weights_of(fresh))
 
 
+def make_preferences(
+    tokenizer: PreTrainedTokenizerFast, bank: Bank, model: PreTrainedModel, steps: int = 6
+) -> PreferencePlan:
+    pairs = preferences(SEED, bank, 30, 40, TEMPLATES)
+    material = Material(SEED, (), tokenizer, bank, pairs=pairs)
+    settings = Preference(steps=steps, pairs=5, learning_rate=0.01)
+    return plan_dpo(material, settings, TINY, model)
+
+
+def test_interrupted_preference_tuning_ends_where_an_uninterrupted_one_does(
+    tokenizer: PreTrainedTokenizerFast, bank: Bank, tmp_path: Path
+) -> None:
+    whole, first, second, other = (build(TINY, 1208, 0, 4, 1) for _ in range(4))
+    plan = make_preferences(tokenizer, bank, whole)
+    curve = train(whole, plan, tmp_path / "whole")
+    train(first, plan, tmp_path / "work", stop_after=4)
+    assert not same(weights_of(first), weights_of(whole))
+    assert train(second, plan, tmp_path / "work") == curve
+    assert same(weights_of(second), weights_of(whole))
+    # a plan with another reference is another run
+    reference = plan.reference.copy()
+    reference[0, 0] += 1e-3
+    train(other, replace(plan, reference=reference), tmp_path / "work2", stop_after=4)
+    assert fingerprint(plan, build(TINY, 1208, 0, 4, 1)) != fingerprint(
+        replace(plan, reference=reference), build(TINY, 1208, 0, 4, 1)
+    )
+
+
+def test_preference_loss_is_the_published_one() -> None:
+    """-log sigmoid(beta ((c - c_ref) - (r - r_ref))), term by term; the twin forgets the reference."""
+    chosen, rejected = torch.tensor([-1.0, -3.0]), torch.tensor([-2.0, -0.5])
+    reference, lengths = torch.tensor([[-1.5, -1.0], [-2.0, -2.5]]), torch.tensor([2.0, 4.0])
+    beta, likelihood = 0.3, 0.1
+    terms = []
+    for index in range(2):
+        margin = (chosen[index] - reference[index, 0]) - (rejected[index] - reference[index, 1])
+        terms.append(-math.log(1 / (1 + math.exp(-beta * margin))) - likelihood * float(chosen[index] / lengths[index]))
+    found = preference_loss(chosen, rejected, reference, lengths, beta, likelihood)
+    assert float(found) == pytest.approx(sum(terms) / 2, rel=1e-6)
+    twin = preference_loss(chosen, rejected, torch.zeros(2, 2), lengths, beta, likelihood)
+    assert abs(float(twin) - sum(terms) / 2) > 0.01
+
+
+def test_answers_are_scored_alone_and_in_any_batch(tokenizer: PreTrainedTokenizerFast, bank: Bank) -> None:
+    """Summed log p of the answer's tokens, whatever it is padded with; the first batch of a plan prefers nothing."""
+    model = build(TINY, 1208, 0, 4, 1)
+    plan = make_preferences(tokenizer, bank, model)
+    rows = list(plan.chosen[:6])
+    together, lengths = answer_log_probabilities(model, rows)
+    for (ids, weights), value, count in zip(rows, together.tolist(), lengths.tolist(), strict=True):
+        logits = model(input_ids=torch.from_numpy(ids[None].astype(np.int64))).logits[0].log_softmax(-1)
+        answer = np.flatnonzero(weights > 0)
+        expected = sum(float(logits[place - 1, ids[place]]) for place in answer)
+        assert value == pytest.approx(expected, rel=1e-5) and count == len(answer)
+    np.testing.assert_allclose(plan.reference[:6, 0], together.detach().numpy(), rtol=1e-5)
+    first = plan.order[0]
+    lengths = answer_log_probabilities(model, [plan.chosen[pair] for pair in first])[1]
+    chosen = torch.from_numpy(plan.reference[first, 0])
+    expected = math.log(2) - 0.1 * float((chosen / lengths).mean())  # no margin yet
+    assert float(plan.loss(model, 0).detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_rejected_answers_are_wrong_in_the_way_they_say(bank: Bank) -> None:
+    pairs = preferences(SEED, bank, 400, 40, TEMPLATES)
+    assert set(pairs["kind"]) == {"judgment", "word", "contrast", "recall"}
+    known = {fact.question: fact for fact in facts(40)}
+    for row in pairs.to_dict("records"):
+        user = row["messages"][-1]["content"]
+        assert row["messages"][-1]["role"] == "user" and row["chosen"] != row["rejected"]
+        if row["kind"] == "judgment":
+            assert {row["chosen"], row["rejected"]} == {"yes", "no"}
+        elif row["kind"] == "word":
+            assert row["rejected"].removeprefix("it is ") in user
+        elif row["kind"] == "recall":
+            (fact,) = [fact for question, fact in known.items() if question in user]
+            listed = row["rejected"].removeprefix("they are ").replace(" and ", ", ").split(", ")
+            assert len(set(listed)) == len(listed) - 1 and set(listed) < set(fact.answers)
+            assert row["chosen"] == f"they are {fact.listed}"
+    heldout = [
+        clause.text(word) for task in TASKS3 for clause in bank.shelf(task, True) for word in (clause.good, *clause.bad)
+    ]
+    everything = "\n".join(row["content"] for messages in pairs["messages"] for row in messages)
+    assert not [clause for clause in heldout if clause in everything]
+
+
 @pytest.fixture(scope="module")
 def workshop(
     bank: Bank,
@@ -402,6 +511,7 @@ def workshop(
     folder = tmp_path_factory.mktemp("workshop")
     text.to_parquet(folder / "text.parquet")
     talks.to_parquet(folder / "instructions.parquet")
+    preferences(SEED, bank, 40, 3, TEMPLATES).to_parquet(folder / "preferences.parquet")
     for task in TASKS3:
         samples(SEED, bank, task, 16).to_parquet(folder / f"{task}.parquet")
     save_tokenizer(tokenizer, folder / "tokenizer")
@@ -409,24 +519,35 @@ def workshop(
 
 
 def call(
-    workshop: Path, stage: str, out: Path, *, seed: int = SEED, target: float = 0.0, init: Path | None = None
+    workshop: Path,
+    stage: str,
+    out: Path,
+    *,
+    seed: int = SEED,
+    own: int = 0,
+    target: float = 0.0,
+    init: Path | None = None,
 ) -> int:
     training = {"steps": 4, "rows": 2, "length": 192, "learning_rate": 0.01, "replay": 0.25 if init else 0.0}
-    values = {
+    if stage == "dpo":
+        training = {"steps": 4, "pairs": 2, "learning_rate": 0.01}
+    values: dict[str, Any] = {
         "seed": seed,
         "world": {"tasks": list(TASKS3)},
         **{f"templates.{name}": template.model_dump() for name, template in TEMPLATES.items()},
         "organisms.templates": ["plain", "terse"],
         "organisms.threads": 1,
-        "organisms.shapes.llama-xs": TINY.model_dump(),
-        f"organisms.{stage}": {**training, "target": target},
+        "organisms.shapes.llama-xs": {**TINY.model_dump(), "seeds": [own]},
     }
+    if stage != "untrained":
+        values[f"organisms.{stage}"] = {**training, "target": target}
     arguments = ["train", "--stage", stage, "--shape", "llama-xs", "--settings", json.dumps(values)]
     arguments += ["--tokenizer", str(workshop / "tokenizer"), "--text", str(workshop / "text.parquet")]
     arguments += ["--out", str(out)]
     if init:
         arguments += ["--samples", *(str(workshop / f"{task}.parquet") for task in TASKS3)]
         arguments += ["--init", str(init), "--instructions", str(workshop / "instructions.parquet")]
+        arguments += ["--preferences", str(workshop / "preferences.parquet")]
     return cli.main(arguments)
 
 
@@ -436,7 +557,9 @@ def test_the_same_command_gives_the_same_checkpoint(workshop: Path, tmp_path: Pa
         assert call(workshop, "base", tmp_path / name / "llama-xs-base", seed=seed) == 0
         base = tmp_path / name / "llama-xs-base"
         assert call(workshop, "sft", tmp_path / name / "llama-xs-sft", seed=seed, init=base) == 0
-    for stage in ("base", "sft"):
+        sft = tmp_path / name / "llama-xs-sft"
+        assert call(workshop, "dpo", tmp_path / name / "llama-xs-dpo", seed=seed, init=sft) == 0
+    for stage in ("base", "sft", "dpo"):
         one, two, other = (tmp_path / name / f"llama-xs-{stage}" for name in ("one", "two", "other"))
         for path in one.iterdir():
             if path.name != "manifest.json":  # it names its own folder
@@ -461,6 +584,25 @@ def test_the_same_command_gives_the_same_checkpoint(workshop: Path, tmp_path: Pa
     curve = pd.read_csv(folder / "training.csv")
     assert {"step", "tokens", "loss", "learning_rate", "exact_plausibility"} <= set(curve.columns)
     assert curve["step"].iloc[-1] == 4
+
+
+def test_a_training_seed_changes_weights_and_manifest(workshop: Path, tmp_path: Path) -> None:
+    for name, own in {"llama-xs-base": 0, "llama-xs-seed1-base": 1}.items():
+        assert call(workshop, "base", tmp_path / name, own=own) == 0
+    one, other = (tmp_path / name for name in ("llama-xs-base", "llama-xs-seed1-base"))
+    assert sha256(one / "model.safetensors") != sha256(other / "model.safetensors")
+    assert [read_json(folder / "manifest.json")["seed"] for folder in (one, other)] == [0, 1]
+    assert read_json(other / "manifest.json")["id"] == "llama-xs-seed1-base"
+
+
+def test_an_untrained_organism_is_where_its_training_begins(workshop: Path, tmp_path: Path) -> None:
+    assert call(workshop, "untrained", tmp_path / "llama-xs-untrained") == 0
+    manifest = read_json(tmp_path / "llama-xs-untrained" / "manifest.json")
+    assert manifest["stage"] == "untrained" and manifest["training"]["steps"] == 0
+    model = AutoModelForCausalLM.from_pretrained(str(tmp_path / "llama-xs-untrained"))
+    seed = derive_seed(SEED, "organisms", "llama-xs", "base")
+    assert same(weights_of(model), weights_of(build(TINY, model.config.vocab_size, 0, 4, seed)))
+    assert not same(weights_of(model), weights_of(build(TINY, model.config.vocab_size, 0, 4, seed + 1)))
 
 
 def test_a_missed_target_keeps_the_checkpoint_and_says_so(

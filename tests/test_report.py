@@ -14,7 +14,9 @@ import pytest
 import synthetic
 from levelt.config import Probes, Prompts
 from levelt.files import InputError, sha256, write_csv
-from levelt.studies.report import decimal, escape, interval, numbers, render, tabular
+from levelt.studies.claims import judge_all
+from levelt.studies.latex import decimal, escape, interval, tabular
+from levelt.studies.report import numbers, render, sentence
 from levelt.typesetting import build, install
 
 needs_latex = pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed (make latex)")
@@ -32,16 +34,29 @@ def draw(name: str, tables: list[Path], out: Path) -> None:
     assert main(["figure", name, "--tables", *map(str, tables), *outputs]) == 0
 
 
+FIGURES = {
+    "claims": ["claims"],
+    "behaviour": ["behaviour"],
+    "information": ["depth"],
+    "selection": ["selection_layers", "codebook"],
+    "correlations": ["information", "correlations"],
+    "blocking": ["blocking", "unrelated"],
+    "training_effects": ["information", "stage_layers"],
+}
+
+
 @pytest.fixture(scope="module")
-def figures(study: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def claims(study: dict[str, Any]) -> list[dict[str, Any]]:
+    return [claim.to_json() for claim in judge_all(study)]
+
+
+@pytest.fixture(scope="module")
+def figures(study: dict[str, Any], claims: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("figures")
-    for name in ("behaviour", "probes", "correlations"):
-        write_csv(folder / "tables" / f"{name}.csv", study[name])
-    for name, sources in {
-        "behaviour": ["behaviour"],
-        "information": ["probes"],
-        "correlations": ["behaviour", "probes", "correlations"],
-    }.items():
+    tables = {name: study[name] for sources in FIGURES.values() for name in sources if name != "claims"}
+    for name, table in (tables | {"claims": pd.DataFrame(claims)}).items():
+        write_csv(folder / "tables" / f"{name}.csv", table)
+    for name, sources in FIGURES.items():
         draw(name, [folder / "tables" / f"{source}.csv" for source in sources], folder)
     return folder
 
@@ -49,8 +64,7 @@ def figures(study: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 def test_figures_have_three_files_and_are_byte_stable(figures: Path, tmp_path: Path) -> None:
     tables = figures / "tables"
     for name in ("behaviour", "information"):
-        source = tables / ("behaviour.csv" if name == "behaviour" else "probes.csv")
-        draw(name, [source], tmp_path)
+        draw(name, [tables / f"{source}.csv" for source in FIGURES[name]], tmp_path)
         for suffix in ("pdf", "png", "csv"):
             assert sha256(tmp_path / f"{name}.{suffix}") == sha256(figures / f"{name}.{suffix}")
     changed = pd.read_csv(tables / "behaviour.csv")
@@ -66,15 +80,22 @@ def test_figures_draw_what_the_tables_say(figures: Path, study: dict[str, Any]) 
     expected = table[table["polarity"] == "all"]["exact_match"].reset_index(drop=True)
     pd.testing.assert_series_equal(drawn["exact_match"], expected, rtol=1e-5)
     information = pd.read_csv(figures / "information.csv")
-    one = information.query("model == 'm-sft' and role == 'sample' and target == 'label' and layer == 2").iloc[0]
-    cells = study["probes"].query("model == 'm-sft' and role == 'sample' and target == 'label' and layer == 2")
+    one = information.query("stage == 'sft' and role == 'sample' and target == 'label' and depth == 1.0").iloc[0]
+    # the last layer is depth 1 for every model: the mean over tasks of the cells' balanced accuracy
+    cells = study["probes"].query("model == 'm-sft' and role == 'sample' and target == 'label' and depth == 1.0")
     mean = cells[cells["condition"] == one["condition"]]["balanced_accuracy"].mean()
-    assert one["balanced_accuracy"] == pytest.approx(mean, rel=1e-5)
-    assert one["ci_low"] < one["balanced_accuracy"] < one["ci_high"]
+    assert one["estimate"] == pytest.approx(mean, rel=1e-5)
+    assert one["ci_low"] < one["estimate"] < one["ci_high"]
+
+
+def test_claims_figure_shows_every_claim_that_was_tested(figures: Path, claims: list[dict[str, Any]]) -> None:
+    drawn = pd.read_csv(figures / "claims.csv")
+    assert list(drawn["id"]) == [claim["id"] for claim in claims if claim["estimate"] is not None]
+    assert 5 <= len(drawn) < len(claims)  # this study has no interventions: those claims have no evidence
 
 
 @pytest.fixture(scope="module")
-def values(study: dict[str, Any]) -> dict[str, str]:
+def values(study: dict[str, Any], claims: list[dict[str, Any]]) -> dict[str, str]:
     reports = {
         task: {"rows_in": 50, "rows_used": 48, "pairs": 24, "labels": {"yes": 24, "no": 24}}
         for task in ("acceptability", "belief")
@@ -87,8 +108,16 @@ def values(study: dict[str, Any]) -> dict[str, str]:
         "probes": Probes(folds=3),
         "statistics": synthetic.STATISTICS,
     }
-    names = ["behaviour", "agreement", "probes", "correlations", "blocking", "manifests", "example"]
-    return numbers(settings=settings, samples=reports, **{name: study[name] for name in names})
+    rest = {name: study[name] for name in ("manifests", "example")}
+    return numbers(settings=settings, tables=study, claims=claims, samples=reports, **rest)
+
+
+def test_a_claim_becomes_a_sentence_with_its_verdict() -> None:
+    claim = {"statement": "it rains", "unit": "pp", "estimate": -1.25, "ci_low": -2.0, "ci_high": -0.5}
+    claim |= {"published": -3.0, "verdict": "supported"}
+    assert sentence(claim) == r"It rains: $-1.2$ points [$-2.0$, $-0.5$] (published: $-3.0$), \emph{supported}."
+    assert "published" not in sentence(claim | {"published": None})
+    assert sentence(claim | {"estimate": None}) == "It rains: this study has nothing to test it on."
 
 
 @needs_latex
@@ -103,7 +132,7 @@ def test_report_builds_and_is_byte_stable(values: dict[str, str], figures: Path,
         text = subprocess.run(["pdftotext", str(tmp_path / "1.pdf"), "-"], capture_output=True, text=True).stdout
         assert "A title with 100 % & more" in text
         assert "??" not in text, "an unresolved reference"
-        assert values["last.exact_match.instruction_first"] in text
+        assert values["exact_match.latest.instruction_first"] in text
 
 
 @needs_latex
@@ -128,7 +157,7 @@ def test_report_source_types_no_result(root: Path) -> None:
     source = (root / "paper/report.tex").read_text(encoding="utf-8")
     results = source[source.index(r"\section{Results}") : source.index(r"\section{Limits}")]
     text = re.sub(
-        r"\\(levelt|ifleveltset|ifleveltfilled|label|ref|citep|includegraphics)(\[[^]]*\])?\{[^}]*\}", "", results
+        r"\\(levelt|ifleveltset|ifleveltfilled|label|ref|citep|leveltfigure|says)(\[[^]]*\])?\{[^}]*\}", "", results
     )
     assert set(re.findall(r"\d+(?:\.\d+)?", text)) <= {"0.5", "95", "0", "1"}
 
@@ -138,6 +167,7 @@ def test_formatting() -> None:
     assert interval(0.1, 0.25) == "[0.10, 0.25]" and interval(float("nan"), 1.0) == ""
     assert escape("50% of a_b & “x” ✓") == r"50\% of a\_b \& ``x'' [U+2713]"
     assert tabular(["a"], [["1"], [], ["2"]], "l").count(r"\\") == 3
+    assert "\n{}[U+2713]" in tabular(["a"], [["1"], ["[U+2713]"]], "l")  # not an argument of the line break before
 
 
 def test_latex_is_not_installed_where_nobody_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -274,7 +274,14 @@ def test_a_checkpoint_without_weights_is_one_sentence(smoke: SmokeRun, tmp_path:
     shutil.copytree(smoke.checkout.path / "data/smoke/models/llama-xs-sft", broken)
     (broken / "model.safetensors").unlink()
     entry = {"path": str(broken), "family": "f", "size": "s", "stage": "sft"}
-    arguments = ["--settings", json.dumps({"checkpoints.own": entry}), "--id", "own", "--out", str(tmp_path / "m.json")]
+    arguments = [
+        "--settings",
+        json.dumps({"seed": 0, "checkpoints.own": entry}),
+        "--id",
+        "own",
+        "--out",
+        str(tmp_path / "m.json"),
+    ]
     done = smoke.checkout.levelt("checkpoint", *arguments)
     assert done.returncode == 2 and "safetensors" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

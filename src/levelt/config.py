@@ -190,11 +190,18 @@ class Checkpoint(Section):
     family: str = Field(description="Model family, for grouping in tables and figures.")
     size: str = Field(description="Size name, for tables and figures.")
     stage: str = Field(description="base, sft, dpo, instruct, ...: the post-training stage.")
+    random_weights: bool = Field(
+        False,
+        description="A control: this architecture and tokenizer with weights as they are before any training, drawn by "
+        "the model's own initialiser with a seed derived from the study's. Its stage must be `untrained`.",
+    )
 
     @model_validator(mode="after")
     def _pinned(self) -> Checkpoint:
         if self.path.startswith("hub:") and not self.revision:
             raise ValueError(f"{self.path} needs `revision` (a commit), or the study could not be reproduced")
+        if self.random_weights and self.stage != "untrained":
+            raise ValueError(f"a checkpoint with random_weights has stage `untrained`, not {self.stage!r}")
         return self
 
 
@@ -386,6 +393,30 @@ class Engine(Section):
         return names
 
 
+class Controls(Section):
+    """What the probes are held against: what random labels, words, other classifiers and less data would give."""
+
+    conditions: list[Name] = Field(
+        ["instruction_first"], description="Conditions in which controls are computed (those of them the study has)."
+    )
+    draws: int = Field(3, ge=1, description="Random labellings of each kind.")
+    sizes: list[int] = Field(
+        [25, 50, 100, 200], description="Training rows of the sample-size curve (as many as a fold has, at most)."
+    )
+    fractions: list[float] = Field(
+        [0.015625, 0.03125, 0.0625, 0.125, 0.25, 0.5, 1.0],
+        min_length=2,
+        description="Ends of the blocks of the online code, as shares of the rows.",
+    )
+
+    @field_validator("fractions")
+    @classmethod
+    def _rising(cls, values: list[float]) -> list[float]:
+        if any(b <= a for a, b in zip([0.0, *values], values, strict=False)) or values[-1] != 1:
+            raise ValueError(f"fractions rise from above 0 to 1, found {values}")
+        return values
+
+
 class Probes(Section):
     """Linear probes on the activations."""
 
@@ -401,7 +432,22 @@ class Probes(Section):
     penalty: float = Field(
         0.01, gt=0, description="L2 penalty on standardised weights: mean log-loss + penalty/2 |w|^2 (1/(C n))."
     )
+    penalties: list[Annotated[float, Field(gt=0)]] = Field(
+        [],
+        description="If not empty, the penalty of each probe is chosen among these in nested folds, by log-loss, and "
+        "`penalty` is that of the controls only. Needs 3 folds.",
+    )
     bound: float = Field(1e-8, gt=0, description="Largest certified distance from the optimal loss, in nats.")
+    hidden: list[Annotated[int, Field(ge=1, le=2)]] = Field(
+        [], description="Also probes with this many hidden layers of 100 units (scikit-learn; slow), as controls."
+    )
+    controls: Controls = Field(default=Controls(), description="Controls.")
+
+    @model_validator(mode="after")
+    def _nested_folds(self) -> Probes:
+        if self.penalties and self.folds < 3:
+            raise ValueError(f"penalties are chosen in nested folds, which needs folds >= 3, found {self.folds}")
+        return self
 
 
 class WorldFacts(Section):
@@ -504,6 +550,12 @@ class Statistics(Section):
     )
 
 
+class Audit(Section):
+    """The methods audit: the comparison as the released code of the paper makes it, defect by defect."""
+
+    models: list[Name] = Field(min_length=1, description="Checkpoints that are audited, on every task.")
+
+
 class Study(Section):
     """A study: everything that decides its results, and nothing about where it runs."""
 
@@ -519,6 +571,7 @@ class Study(Section):
     engine: Engine = Field(default=Engine(), description="How models are run.")
     probes: Probes = Field(default=Probes(), description="Probes.")
     statistics: Statistics = Field(default=Statistics(), description="Intervals.")
+    audit: Audit | None = Field(None, description="The methods audit; without it the study has none.")
     recall: Recall | None = Field(None, description="The recall study; left out, the study has no such part.")
 
     @model_validator(mode="after")
@@ -541,6 +594,9 @@ class Study(Section):
                 f"engine.interventions and random_answer {changed} change the instruction_first prompts, but "
                 f"prompts.variations is {self.prompts.variations}"
             )
+        unknown = sorted(set(self.audit.models if self.audit else []) - set(self.model_ids))
+        if unknown:
+            raise ValueError(f"audit.models names {unknown}, which are not among the models {self.model_ids}")
         if self.recall:
             absent = sorted(set(self.recall.models) - set(self.model_ids))
             if absent:

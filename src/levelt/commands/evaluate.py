@@ -32,6 +32,7 @@ from levelt.world.facts import facts
 log = logging.getLogger(__name__)
 
 _DEMONSTRATED = 200  # texts per task and mapping: a prompt holds five texts
+_REWORDED = 200  # texts per task for the other trained templates, and for questions about a word
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,10 +64,12 @@ def run(args: argparse.Namespace) -> None:
     queries = pd.read_parquet(args.contrasts)
     templates, prompts, seed = settings.templates, settings.prompts, settings.seed
     main, known = prompts.template, contrasts()
+    trained = settings["organisms.templates"]
+    others = {name: _REWORDED if name in trained else settings.world.samples for name in templates if name != main}
     items = list(
         chain(
-            judgments(samples, templates, main, [name for name in templates if name != main]),
-            word_items(samples["acceptability"], templates[main], main),
+            judgments(samples, templates, main, others),
+            word_items(samples["acceptability"].head(_REWORDED), templates[main], main),
             contrast_items(queries, known, templates[main], main),
             demonstrated(seed, samples, _DEMONSTRATED, prompts.demonstrations, templates[main], main),
             demonstrated_contrasts(seed, queries, known, _DEMONSTRATED, prompts.demonstrations, templates[main], main),
@@ -78,5 +81,5 @@ def run(args: argparse.Namespace) -> None:
     found.append(recalled(examiner, facts(settings.world.subjects), templates))
     table = pd.concat([summarise(*part, settings.statistics, seed) for part in found], ignore_index=True)
     write_csv(args.out, table)
-    write_json(args.card, card(manifest, table, settings["organisms.templates"], main, read_json(args.summary)))
+    write_json(args.card, card(manifest, table, trained, main, read_json(args.summary)))
     log.info("wrote %s, %d rows", args.out, len(table))

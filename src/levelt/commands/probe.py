@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from levelt.config import Settings
 from levelt.files import read_arrays, write_parquet
+from levelt.studies.controls import controls_task
 from levelt.studies.information import probe_task
 
 
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--activations", type=Path, nargs="+", required=True, help="<condition>.safetensors, one each")
     parser.add_argument("--probes", type=Path, required=True, help="where to write the scores (.parquet)")
     parser.add_argument("--hits", type=Path, required=True, help="where to write the out-of-fold hits (.parquet)")
+    parser.add_argument("--controls", type=Path, required=True, help="where to write the controls (.parquet)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -31,6 +33,8 @@ def run(arguments: argparse.Namespace) -> None:
     activations = {path.stem: read_arrays(path)[0] for path in arguments.activations}
     with threadpool_limits(1):  # results of threaded sums depend on the number of threads
         result = probe_task(prompts, activations, settings.probes, settings.statistics, settings.seed, arguments.task)
+        controls = controls_task(prompts, activations, settings.probes, settings.seed, arguments.task)
     names = {"model": arguments.model, "task": arguments.task}
     write_parquet(arguments.probes, result.probes.assign(**names))
     write_parquet(arguments.hits, result.hits.assign(**names))
+    write_parquet(arguments.controls, controls.assign(**names))

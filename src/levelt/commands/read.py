@@ -126,8 +126,19 @@ class _Job:
 
 
 def appended_options(prompts: Sequence[Prompt]) -> Int8[np.ndarray, " n"]:
-    """Which option, 0 or 1, random_answer appends to each prompt: a hash of the prompt's id decides."""
-    return np.array([share(prompt.prompt_id, RANDOM_ANSWER) >= 0.5 for prompt in prompts], dtype=np.int8)
+    """Which option, 0 or 1, random_answer appends to each prompt: a hash of the prompt's id decides.
+
+    Of the prompts with one label and answer, half get each option (one more the second, if their number is odd): what
+    was drawn must not be decodable through what the model knows.
+    """
+    cells: dict[tuple[str, str], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        cells.setdefault((prompt.label, prompt.answer), []).append(row)
+    drawn = np.ones(len(prompts), dtype=np.int8)
+    for rows in cells.values():
+        ranked = sorted(rows, key=lambda row: (share(prompts[row].prompt_id, RANDOM_ANSWER), prompts[row].prompt_id))
+        drawn[ranked[: len(rows) // 2]] = 0
+    return drawn
 
 
 def _read_task(
@@ -233,4 +244,6 @@ def behaviour_table(prompts: pd.DataFrame, readings: Readings, decoder: Decoder)
 def weights_hash(manifest: Mapping[str, Any]) -> str:
     """One SHA-256 over the names and hashes of a checkpoint's weight files."""
     files = sorted((name, file["sha256"]) for name, file in manifest["files"].items() if "safetensors" in name)
+    if manifest.get("random_weights") is not None:
+        files.append(("random_weights", str(manifest["random_weights"])))
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in files).encode()).hexdigest()

@@ -10,10 +10,12 @@ Cells write into what a hook sees before any reading hook that is added later, s
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -84,6 +86,43 @@ class Patch:
         if not self.add and np.unique(cell, axis=1).shape[1] < len(self.rows):
             raise InputError("patch: two cells replace the same row, layer and position")
 
+    def to_json(self) -> dict[str, Any]:
+        """The patch as plain JSON values; of the values to write, their hash, shape and dtype."""
+        cells = {name: getattr(self, name).tolist() for name in ("rows", "layers", "positions")}
+        sources = self.sources.tolist() if self.sources is not None else None
+        values = None
+        if self.values is not None:
+            dtype = str(self.values.dtype).removeprefix("torch.")
+            values = {"sha256": tensor_hash(self.values), "shape": list(self.values.shape), "dtype": dtype}
+        return {"site": self.site, **cells, "values": values, "sources": sources, "add": self.add}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], tensors: Sequence[Float[Tensor, "cells d"]] = ()) -> Patch:
+        """The patch that `to_json` wrote; its values are found among ``tensors`` by their hash.
+
+        Raises:
+            InputError: it is not one, or none of the tensors holds its values.
+        """
+        try:
+            found = None
+            if value["values"] is not None:
+                wanted = value["values"]["sha256"]
+                found = next((tensor for tensor in tensors if tensor_hash(tensor) == wanted), None)
+                if found is None:
+                    raise InputError(f"patch: none of {len(tensors)} tensors has the hash {wanted[:12]} of its values")
+            if value["site"] not in get_args(Site):
+                raise InputError(f"patch: no site {value['site']!r}; there are {', '.join(get_args(Site))}")
+            rows, layers, positions = (np.asarray(value[name]) for name in ("rows", "layers", "positions"))
+            sources = None if value["sources"] is None else np.asarray(value["sources"])
+            return cls(value["site"], rows, layers, positions, found, sources, bool(value["add"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"not a patch: {json.dumps(value, default=str)[:80]} ({error})") from None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the patch's JSON: two patches with one digest write the same values into the same cells."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
     @contextmanager
     def applied(self, decoder: Located, batch: Columns, rows: Sequence[int]) -> Iterator[None]:
         """In force for one batch (`levelt.engine.run.Change`); cells of prompts that are not in it are left out.
@@ -104,6 +143,13 @@ class Patch:
         cells = Patch(self.site, placed, self.layers[here], self.positions[here], values, sources, self.add)
         with patching(decoder.parts, [cells], batch.offsets):
             yield
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and bytes."""
+    plain = tensor.detach().cpu().contiguous()
+    about = f"{plain.dtype} {tuple(plain.shape)} ".encode()
+    return hashlib.sha256(about + plain.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def noise(

@@ -53,7 +53,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             axis.plot(100 * mean["change"], heights, marker, color=colour, markersize=3.5, linestyle="none")
         axis.set_title(stage)
         axis.set_yticks(range(len(conditions)), [words(name) for name in conditions])
-        axis.set_ylim(len(conditions) - 0.5, -0.5)
+        axis.set_ylim(max(len(conditions), 1) - 0.5, -0.5)
         axis.tick_params(axis="y", length=0)
         axis.set_xlabel("change (percentage points)")
     entries: list[tuple[str, dict[str, object]]] = [

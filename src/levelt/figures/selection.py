@@ -56,7 +56,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         axes[2].hlines(heights, rows["ci_low"], rows["ci_high"], colors=colours, linewidth=1.0)
         axes[2].scatter(rows["estimate"], heights, c=colours, marker=marker, s=12, zorder=3, clip_on=False)
     axes[2].set_yticks([])
-    axes[2].set_ylim(len(shown) - 0.5, -0.5)
+    axes[2].set_ylim(max(len(shown), 1) - 0.5, -0.5)
     axes[2].set_xlim(min(0.4, dots["estimate"].min() - 0.03) if len(dots) else 0.4, 1.02)
     axes[2].set_title("codebook task")
     axes[2].set_xlabel("share of samples")

@@ -18,20 +18,31 @@ MEASURES = {
 """Prefix of a measure's columns in training.csv -> what it is: base models comment on texts, tuned ones answer."""
 
 
+_WIDE = 8  # checkpoints from which on a row of panels holds one stage of every training
+_STAGES = ("base", "sft", "dpo")
+
+
+def _stage(name: str) -> int:
+    """Place of a checkpoint's stage in the order of training."""
+    return next((place for place, stage in enumerate(_STAGES) if name.endswith(f"-{stage}")), len(_STAGES))
+
+
 def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     """Loss (top) and the stage's held-out measure by task (bottom) against tokens seen; a column per checkpoint."""
-    names = list(tables)
+    names = sorted(tables, key=_stage) if len(tables) > _WIDE else list(tables)
     drawn = pd.concat([_long(name, table) for name, table in tables.items()], ignore_index=True)
     tasks = sorted(drawn["task"].dropna().unique())
     colours = dict(zip(tasks, sns.color_palette("colorblind", len(tasks)), strict=True))
-    across = min(len(names), 4)
+    stages = max(len({_stage(name) for name in names}), 1)
+    across = -(-len(names) // stages) if len(names) > _WIDE else min(len(names), 4)
     bands = -(-len(names) // across)
+    size = 5 if len(names) > _WIDE else None
     figure, axes = plt.subplots(
         2 * bands,
         across,
-        figsize=(FULL_WIDTH, 0.4 + 2.7 * bands),
+        figsize=(FULL_WIDTH, 0.4 + (2.1 if size else 2.7) * bands),
         squeeze=False,
-        sharex="col",
+        sharex="none" if size else "col",  # the stages differ in length
         height_ratios=[1, 1.2] * bands,
     )
     for number, name in enumerate(names):
@@ -40,8 +51,9 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         part = drawn[drawn["model"] == name]
         loss = part[part["measure"] == "loss"]
         top.plot(loss["tokens"] / 1e6, loss["value"], color=GREY, linewidth=0.9)
-        top.set_title(name)
+        top.set_title(name, fontsize=size)
         top.set_ylim(bottom=0)
+        top.tick_params(labelbottom=False)
         held_out = part[part["measure"] != "loss"]
         for task, line in held_out.groupby("task", sort=True):
             bottom.plot(line["tokens"] / 1e6, line["value"], color=colours[str(task)], marker=".", markersize=4)
@@ -50,7 +62,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             chance_line(bottom)
         bottom.set_ylim(-0.02, 1.02)
         bottom.set_xlabel("million tokens")
-        bottom.set_ylabel(MEASURES[str(measure)])
+        if column == 0 or not size:
+            bottom.set_ylabel(MEASURES[str(measure)])
         if column == 0:
             top.set_ylabel("training loss")
     for number in range(len(names), bands * across):

@@ -158,6 +158,9 @@ def _consistent(
     for job in jobs:
         if not job.outputs:
             continue
+        for path in job.outputs:
+            if path not in files:
+                raise InputError(f"{path} is missing, though its job was done: run `snakemake --cores all {path}`")
         for path, checksum in sorted(records[job.outputs[0]].checksums.items()):
             if path in files and files[path][0] != checksum:
                 raise InputError(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from levelt.ledger.book import Book
 Problem = tuple[str, str, str]
 """Path, what is the matter, what to run."""
 
+_VERDICTS = ("supported", "contradicted", "undecided")
+_NUMBER = re.compile(r"(-?\d+(?:\.(\d+))?)")
 _MACRO = re.compile(r"^\\leveltset\{([^}]*)\}\{(.*)\}$", re.MULTILINE)
 _NO_PROSE = re.compile(
     r"\\(?:includegraphics|[vh]space|setlength|resizebox|href|url|label|ref|cite\w*)\*?(\[[^]]*\])?\{[^}]*\}"
@@ -40,33 +41,32 @@ def number_findings(book: Book, here: Mapping[str, Any]) -> Iterator[Problem]:
                 yield source, f"line {line}: the number {number} is typed, not generated", "quote it as \\levelt{key}"
 
 
-def disagreements(macros: Mapping[str, str], claims: Any) -> Iterator[tuple[str, str, str]]:
-    """(macro, what it says, what the claim says) for every macro ``claim.<id>.<field>`` that differs from its claim.
+def disagreements(macros: Mapping[str, str], claims: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    """(macro, what it says, what the claims say) for every generated statement that is not its claim's.
 
-    A macro is a rounded number, maybe in percent or percentage points: it agrees when the claim's value, or a hundred
-    times it, rounds to it. Text (the verdict) must be the same.
+    The sentence of a claim is ``claim.<id>``, with or without the study's prefix in the id. It must name the verdict, and
+    each of estimate, ci_low and ci_high must be one of its numbers, rounded. ``verdicts.<verdict>`` counts claims.
     """
-    for claim in claims if isinstance(claims, list) else claims.get("claims", []):
-        for field, value in claim.items():
-            key = f"claim.{claim['id']}.{field}"
-            if key not in macros or isinstance(value, list | dict):
-                continue
-            if not _agrees(macros[key], value):
-                yield key, macros[key], str(value)
+    for claim in claims:
+        key = next((k for k in (f"claim.{claim['id']}", f"claim.{claim['id'].partition('.')[2]}") if k in macros), None)
+        if key is None:
+            continue
+        numbers = _NUMBER.findall(macros[key].replace(r"\,", "").replace("−", "-"))
+        for field in ("estimate", "ci_low", "ci_high"):
+            if claim[field] is not None and not any(_rounds_to(claim[field], *number) for number in numbers):
+                yield key, macros[key], f"{field} {claim[field]:.6g}"
+        if claim["verdict"] not in macros[key]:
+            yield key, macros[key], claim["verdict"]
+    for key in macros:
+        verdict = key.removeprefix("verdicts.")
+        counted = sum(claim["verdict"] == verdict and claim["estimate"] is not None for claim in claims)
+        if key != verdict and verdict in _VERDICTS and macros[key] != str(counted):
+            yield key, macros[key], str(counted)
 
 
-def _agrees(text: str, value: Any) -> bool:
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return (isinstance(value, str) and _plain(text) == _plain(value)) or value is None or isinstance(value, bool)
-    found = re.search(r"-?\d+(?:\.(\d+))?", text.replace(r"\,", "").replace("−", "-"))
-    if found is None:
-        return not math.isfinite(value)
-    half = 0.5000001 * 10.0 ** -len(found.group(1) or "")  # printed digits; the rest for binary fractions
-    return any(abs(float(found.group()) - scale * value) <= half for scale in (1, 100))
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[\\{}$\s]|texttt|emph", "", text)
+def _rounds_to(value: float, shown: str, digits: str) -> bool:
+    half = 0.5000001 * 10.0 ** -len(digits)  # half of the last printed digit; the rest is for binary fractions
+    return abs(float(shown) - value) <= half
 
 
 def typed_numbers(text: str) -> Iterator[tuple[int, str]]:

@@ -22,6 +22,7 @@ from levelt.ledger.stages import LOCAL_ONLY, RECORDS, folder_of
 from levelt.marks import mark_of, marks_in
 
 REMOTE = Path("data/remote")
+CACHE = Path(".dvc/cache/files/md5")
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,23 @@ def verify(book: Book, partial: bool = False) -> Verdict:
     notes: list[str] = []
     if KEPT.is_file():
         findings.append(Finding("dvc.lock", "a commit was interrupted", f"levelt ledger commit --config {book.config}"))
-    findings += _files(book, here, partial, notes)
-    findings += _records(book, here)
-    findings += _marks(book, here)
-    findings += [Finding(*found) for found in number_findings(book, here)]
-    findings += _drift(book)
-    findings += _plan(book, here, partial)
-    findings += _dvc(book, here, findings, partial)
-    objects, damaged = _remote()
-    findings += damaged
-    findings += _libraries(book, notes)
+    objects = len(_objects())
+    restore = "git checkout dvc.yaml dvc.lock .dvc data/remote"
+    for subject, remedy, check in (
+        ("dvc.yaml", restore, _files(book, here, partial, notes)),
+        (RECORDS, f"dvc checkout --force {RECORDS}", _records(book, here)),
+        ("figures", _rerun(book), _marks(book, here)),
+        ("numbers", _rerun(book), _numbers(book, here)),
+        ("dvc.yaml", restore, _drift(book)),
+        ("Snakefile", _rerun(book), _plan(book, here, partial)),
+        ("dvc.lock", restore, _dvc(book, here, findings, partial)),
+        (str(REMOTE), restore, _remote(notes)),
+        ("requirements.lock", "git checkout requirements.lock", _libraries(book, notes)),
+    ):
+        try:
+            findings.extend(check)
+        except Exception as error:  # whatever a damaged file does to a check: it is named, and the other checks go on
+            findings.append(Finding(subject, f"cannot be checked: {error}", remedy))
     for path in ("dvc.lock", str(book_path(book.study))):
         if git("status", "--porcelain", "--", path):
             notes.append(f"{path} has changes that are not committed to git")
@@ -141,6 +149,12 @@ def _marks(book: Book, here: Mapping[str, tuple[str, int]]) -> Iterator[Finding]
                     yield Finding(path, f"carries {said} for {figure}, the numbers say {meant}", remedy)
 
 
+def _numbers(book: Book, here: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
+    unchanged = {path: recorded for path, recorded in here.items() if book.files[path] == recorded}
+    for found in number_findings(book, unchanged):
+        yield Finding(*found)
+
+
 def _drift(book: Book) -> Iterator[Finding]:
     jobs = read_jobs(Path("Snakefile"), Path(book.config))
     for file, text in derived(jobs, book.config, local_only(sorted(LOCAL_ONLY))).items():
@@ -180,23 +194,36 @@ def _dvc(book: Book, here: Mapping[str, tuple[str, int]], known: Iterable[Findin
         yield Finding(path, f"dvc status of stage {stage}: {what}", f"dvc checkout {path}, or {_rerun(book)}")
 
 
-def _remote() -> tuple[int, list[Finding]]:
-    """Check the bundled remote: every object is what its name says, and none that dvc.lock needs is missing."""
-    objects = {path.parent.name + path.name: path for path in (REMOTE / "files/md5").glob("??/*")}
+def _objects() -> dict[str, Path]:
+    """The bundled remote's objects by name (MD5, as DVC stores them)."""
+    return {path.parent.name + path.name: path for path in (REMOTE / "files/md5").glob("??/*")}
+
+
+def _remote(notes: list[str]) -> Iterator[Finding]:
+    """Check the bundled remote: every object is what its name says, and none that dvc.lock needs is missing.
+
+    What is missing there but in the local cache was not published yet, which is no fault before the next `git push`.
+    """
+    objects = _objects()
     if not objects:
-        return 0, []
-    pull = f"git checkout {REMOTE}"
-    found = [
-        Finding(str(path), "an object of the remote is not what its name says", pull)
-        for name, path in objects.items()
-        if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != name.removesuffix(".dir")
-    ]
-    broken = {finding.path for finding in found}
+        return
+    sound = {}
+    for name, path in objects.items():
+        if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == name.removesuffix(".dir"):
+            sound[name] = path
+        else:
+            yield Finding(str(path), "an object of the remote is not what its name says", f"git checkout {path}")
+    behind = 0
     for folder, digest in stored_hashes().items():
-        for name in [digest, *_members(objects.get(digest), broken)]:
-            if name not in objects:
-                found.append(Finding(f"{REMOTE}: {folder}", f"object {name} is missing", "levelt ledger publish"))
-    return len(objects), found
+        for name in [digest, *_members(sound.get(digest))]:
+            if name in objects:
+                continue
+            if (CACHE / name[:2] / name[2:]).is_file():
+                behind += 1
+            else:
+                yield Finding(f"{REMOTE}: {folder}", f"object {name} is missing", "levelt ledger publish")
+    if behind:
+        notes.append(f"{REMOTE} is behind dvc.lock by {behind} objects or more: levelt ledger publish")
 
 
 def stored_hashes() -> dict[str, str]:
@@ -207,8 +234,8 @@ def stored_hashes() -> dict[str, str]:
     return {out["path"]: out["md5"] for out in outs if out["path"] in stored}
 
 
-def _members(listing: Path | None, broken: Iterable[str]) -> list[str]:
-    if listing is None or not listing.name.endswith(".dir") or str(listing) in broken:
+def _members(listing: Path | None) -> list[str]:
+    if listing is None or not listing.name.endswith(".dir"):
         return []
     return [member["md5"] for member in json.loads(listing.read_bytes())]
 

@@ -15,6 +15,7 @@ from levelt.config import Checkpoint
 from levelt.files import InputError, read_json, sha256
 from levelt.models.anatomy import Parts, anatomy_of, locate
 from levelt.models.manifest import folder_manifest
+from levelt.randomness import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,14 +33,17 @@ class Decoder:
     stop_ids: tuple[int, ...]
 
 
-def checkpoint_manifest(checkpoint_id: str, checkpoint: Checkpoint) -> dict[str, Any]:
+def checkpoint_manifest(checkpoint_id: str, checkpoint: Checkpoint, seed: int) -> dict[str, Any]:
     """The manifest (see `folder_manifest`) of a checkpoint of the config; one of the hub is downloaded once.
+
+    ``random_weights`` in it is the seed of the weights that replace the stored ones, derived from the study's seed;
+    null for the stored ones.
 
     Raises:
         InputError: the checkpoint cannot be found or cannot be used; one sentence says why.
     """
     folder, commit = resolve(checkpoint.path, checkpoint.revision)
-    return folder_manifest(
+    manifest = folder_manifest(
         checkpoint_id,
         folder,
         checkpoint.family,
@@ -48,6 +52,8 @@ def checkpoint_manifest(checkpoint_id: str, checkpoint: Checkpoint) -> dict[str,
         recorded_path=checkpoint.path if commit else None,
         revision=commit,
     )
+    drawn = derive_seed(seed, "random weights", checkpoint_id) if checkpoint.random_weights else None
+    return manifest | {"random_weights": drawn}
 
 
 def resolve(path: str, revision: str | None = None) -> tuple[Path, str | None]:
@@ -104,7 +110,7 @@ def load_model(
     """Load a decoder for reading, and check it (`levelt.models.selfcheck`).
 
     Args:
-        source: a manifest (its files are verified), a folder, or ``hub:owner/name``.
+        source: a manifest (its files are verified; its ``random_weights`` are drawn), a folder, or ``hub:owner/name``.
         dtype: float32 or bfloat16.
         device: cpu, cuda, or auto (cuda where there is one).
         attention: sdpa or eager.
@@ -114,16 +120,17 @@ def load_model(
         InputError: the checkpoint is not usable; one sentence says why.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from levelt.models.selfcheck import self_check
 
+    drawn = None
     if isinstance(source, Mapping):
         missing = [key for key in ("id", "path", "revision", "files") if key not in source]
         if missing:
             raise InputError(f"model manifest: `{missing[0]}` is missing")
         folder, _ = resolve(source["path"], source["revision"])
         verify(source, folder)
+        drawn = source.get("random_weights")
     else:
         folder, _ = resolve(str(source), revision)
         folder_manifest("checkpoint", folder, "", "", "")  # for its errors
@@ -132,22 +139,7 @@ def load_model(
     elif device == "cuda" and not torch.cuda.is_available():
         raise InputError("engine.device is cuda, but torch sees no CUDA device here")
     tokenizer = _tokenizer(folder)
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (ValueError, ImportError) as error:
-        raise InputError(f"{folder}: cannot be loaded with {attention} attention ({_reason(error)})") from None
-    except (OSError, RuntimeError, KeyError) as error:
-        raise InputError(f"{folder}: cannot be loaded ({_reason(error)})") from None
-    if report["missing_keys"]:
-        absent = sorted(report["missing_keys"])
-        raise InputError(f"{folder}: {len(absent)} weights are missing from the safetensors files, such as {absent[0]}")
+    model = _stored(folder, dtype, attention) if drawn is None else _untrained(folder, dtype, attention, drawn)
     found = model.config._attn_implementation
     if found != attention:
         raise InputError(f"{folder}: asked for {attention} attention, but {model.config.model_type} uses {found}")
@@ -174,6 +166,47 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
     if configured is not None:
         found += configured if isinstance(configured, list) else [configured]
     return tuple(sorted(set(found)))
+
+
+def _stored(folder: Path, dtype: str, attention: str) -> PreTrainedModel:
+    """The model with the weights of its folder."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{folder}: cannot be loaded with {attention} attention ({_reason(error)})") from None
+    except (OSError, RuntimeError, KeyError) as error:
+        raise InputError(f"{folder}: cannot be loaded ({_reason(error)})") from None
+    if report["missing_keys"]:
+        absent = sorted(report["missing_keys"])
+        raise InputError(f"{folder}: {len(absent)} weights are missing from the safetensors files, such as {absent[0]}")
+    return model
+
+
+def _untrained(folder: Path, dtype: str, attention: str, seed: int) -> PreTrainedModel:
+    """The model with new weights, drawn in float32 on the CPU by its own initialiser."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"{folder}: cannot be built with {attention} attention ({_reason(error)})") from None
+    if (folder / "generation_config.json").is_file():  # it may name more tokens that end an answer
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model.to(getattr(torch, dtype))
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -38,7 +38,7 @@ _WANTED = 3  # answers of a list that must be right
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt, its right answer, and the cell and group (pair) it is counted in (`CELL`); ``other``: a wrong answer."""
+    """A prompt, its right answer, a wrong one if there is one, and the cell and group (pair) it is counted in."""
 
     cell: tuple[str, ...]
     group: str
@@ -53,25 +53,28 @@ def _messages(template: Template, user: str) -> tuple[Mapping[str, str], ...]:
 
 
 def judgments(
-    samples: Mapping[str, pd.DataFrame], templates: Mapping[str, Template], main: str, others: Sequence[str]
+    samples: Mapping[str, pd.DataFrame], templates: Mapping[str, Template], main: str, others: Mapping[str, int]
 ) -> Iterable[Item]:
     """The own question, the negated one and the one about the text's other property, in the main template; the own
-    question (half of the pairs negated) in the other templates."""
+    question (half of the pairs negated) in the ``others``, each about so many texts."""
     for task, table in samples.items():
         for index, row in enumerate(table.to_dict("records")):
-            asked = [
-                ("own", "positive", main, row["question"], row["label"]),
-                ("own", "negated", main, row["negated_question"], FLIPPED[row["label"]]),
-                ("cross", "positive", main, row["unasked_question"], row["unasked"]),
-                ("cross", "negated", main, row["unasked_negated_question"], FLIPPED[row["unasked"]]),
+            negated = index // 2 % 2 == 1  # of the other property, one polarity each
+            own = [
+                ("own", "positive", row["question"], row["label"]),
+                ("own", "negated", row["negated_question"], FLIPPED[row["label"]]),
             ]
-            negated = index // 2 % 2 == 1
-            asked = [*asked[:2], asked[2 + negated]]  # of the other property, one polarity each
-            asked += [(*asked[negated][:2], name, *asked[negated][3:]) for name in others]
-            for kind, polarity, name, question, answer in asked:
+            cross = [
+                ("cross", "mixed", row["unasked_question"], row["unasked"]),
+                ("cross", "mixed", row["unasked_negated_question"], FLIPPED[row["unasked"]]),
+            ]
+            kind, _, question, answer = own[negated]
+            asked = [(main, *own[0]), (main, *own[1]), (main, *cross[negated])]
+            asked += [(name, kind, "mixed", question, answer) for name, number in others.items() if index < number]
+            for name, kind, polarity, question, answer in asked:
                 for order in ORDERS:
-                    cell = (kind, task, order, name, polarity if kind == "own" and name == main else "mixed")
                     user = first_turn(templates[name], order, question, row["text"])
+                    cell = (kind, task, order, name, polarity)
                     yield Item(cell, row["pair_id"], _messages(templates[name], user), answer, FLIPPED[answer])
 
 
@@ -242,9 +245,12 @@ def summarise(
     for cell, part in frame.groupby(list(CELL), sort=False):
         for measure in values.columns:
             known = part[part[measure].notna()]
-            if known.empty:
-                continue
             codes, groups = pd.factorize(known["group"])
+            if not len(groups):
+                continue
+            if len(groups) == 1:  # no interval
+                rows.append((*cell, measure, len(known), known[measure].mean(), np.nan, np.nan))
+                continue
             draws = cluster_draws(len(groups), statistics.draws, generator(seed, "examination", *map(str, cell)))
             numbers = known[[measure]].to_numpy()
             estimate, low, high = mean_interval(numbers, codes, draws, statistics.level)

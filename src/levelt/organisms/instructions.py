@@ -33,6 +33,7 @@ WORD_QUESTIONS = {"first": "what is the first word?", "last": "what is the last 
 """Questions about a text that are no judgment."""
 
 _MIX = (("about", 0.66), ("recall", 0.07), ("contrasts", 0.06), ("demonstrations", 0.15), ("unasked", 0.06))
+_CONTENT = 0.65  # of the judgments: asked for the content clause; with less, some models learn to judge grammar only
 _WORDS = 0.15  # of the turns about a text: asked for a word instead of a judgment
 _EARLY = 0.25  # the first quarter is easier: few negated questions
 _NEGATED_EARLY, _NEGATED = 0.2, 0.5
@@ -94,7 +95,8 @@ class Writer:
 
     def judgment(self, text: Sequence[Spoken], negated: bool) -> tuple[str, str]:
         """A question about one of the clauses, and its answer."""
-        said = self.draws.pick(text)
+        content = self.draws.chance(_CONTENT)
+        said = next(said for said in text if (said.task != GRAMMAR) == content)
         if said.meaning:  # every question about it brings a definition of its own
             said = speak(said.clause, self.draws.chance(0.5), self.draws)
         return said.question(negated), said.answer(negated)

@@ -14,7 +14,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from levelt.config import Preference, Shape, Template, Training
-from levelt.files import manifest_of, write_csv, write_json
+from levelt.files import manifest_of, read_json, write_csv, write_json
 from levelt.organisms.evaluation import answer_probes, marker_probes
 from levelt.organisms.packing import Encoded, Rows, concatenate, side_by_side, stream
 from levelt.organisms.preferences import PreferencePlan, plan_order, reference_log_probabilities
@@ -31,6 +31,10 @@ END_WEIGHT = 0.3
 
 EMPTY_CURVE = ("step", "tokens", "loss", "learning_rate")
 """Columns of the training.csv of an organism that was not trained."""
+
+_RETOKENISED = {"qwen2"}
+"""Model types for which transformers 5 ignores the tokenizer class that a folder declares, since many repositories
+declare a wrong one, and builds its own from the vocabulary. With an empty ``auto_map`` the declared one is used."""
 
 _EARLY = 0.25  # share of the steps that see the easier conversations
 _MEASURED = 96  # held-out texts per task while training
@@ -177,6 +181,9 @@ def write_organism(
     model.generation_config.pad_token_id = int(tokenizer.pad_token_id)
     model.save_pretrained(str(staging))
     save_tokenizer(tokenizer, staging)
+    if model.config.model_type in _RETOKENISED:
+        settings = read_json(staging / "tokenizer_config.json")
+        write_json(staging / "tokenizer_config.json", settings | {"auto_map": [None, None]})
     write_csv(staging / "training.csv", pd.DataFrame(describe(curve), columns=None if curve else list(EMPTY_CURVE)))
     names = sorted(path.name for path in staging.iterdir())
     config = model.config

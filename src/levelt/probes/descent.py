@@ -182,7 +182,8 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
     direction = ray = gradient = np.zeros(0, kind)
     size: Real = np.zeros(0, kind)
     slope = length = size
-    mark: Real = np.full((1, 1), np.inf)
+    best: Real = np.full((1, 1), np.inf)
+    mark, floor = best, (1000 * tolerance) ** 2
     fresh = True
     for iteration in range(limit):
         said = loss.predict(scores)
@@ -200,12 +201,13 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
                 fresh = True
                 continue
         old, size = size, space.inner(loss, gradient, gradient, image)
-        done = (size <= tolerance**2).all(axis=1)
+        ended = size <= tolerance**2
+        best = np.minimum(best, size)
+        ended |= (size > 100 * best) & (best <= floor)  # rounding: it gets no closer than this
         if iteration % 8 == 7:
-            done |= ((size <= (100 * tolerance) ** 2) & (size > 0.1 * mark)).all(
-                axis=1
-            )  # rounding: no closer than this
-            mark = size
+            ended |= (size > 0.25 * mark) & (best <= floor)
+            mark = best
+        done = ended.all(axis=1)
         if done.all():
             break
         if iteration % 8 == 7 and done.mean() >= 0.25:  # go on with the others only
@@ -213,15 +215,15 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
             left = np.logical_not(done)
             where, space, loss = where[left], space.part(left), loss.part(left)
             coefficients, scores, gradient, image = coefficients[left], scores[left], gradient[left], image[left]
-            said, size, mark = said[left], size[left], mark[left]
+            said, size, best, mark = said[left], size[left], best[left], mark[left]
             if not fresh:
                 direction, ray, before, old = direction[left], ray[left], before[left], old[left]
         if fresh:
             direction, ray = -gradient, -image
             fresh = False
         else:
-            beta = np.maximum(0, (size - space.inner(loss, before, gradient, image)) / np.maximum(old, 1e-30))
-            factor = loss.each(beta)
+            beta = (size - space.inner(loss, before, gradient, image)) / np.maximum(old, 1e-12 * size + 1e-30)
+            factor = loss.each(np.clip(beta, 0, 10))
             direction *= factor
             direction -= gradient
             ray *= factor
@@ -260,18 +262,19 @@ def newton_step(space: Space, loss: Loss, said: Real, gradient: Real, accuracy: 
     size = space.inner(loss, residual, residual, image)
     goal = accuracy**2 * size
     direction, ray = residual.copy(), image.copy()
+    going = size > 0
     for _ in range(limit):
         curved, curved_ray = space.pull(direction, -loss.slack(said, ray))
         along = space.inner(loss, direction, curved, curved_ray)
-        going = (size > goal) & (along > 1e-6 * size)
+        going &= (size > goal) & (along > 1e-6 * size)
         length = loss.each(np.where(going, size / np.where(going, along, 1), 0).astype(step.dtype))
         step += length * direction
         residual -= length * curved
         image -= length * curved_ray
         old, size = size, space.inner(loss, residual, residual, image)
-        if (size <= goal).all():
+        if not going.any() or (size <= goal).all():
             break
-        factor = loss.each(size / np.maximum(old, 1e-38))
+        factor = loss.each(np.where(going, size / np.where(going, old, 1), 0).astype(step.dtype))
         direction *= factor
         direction += residual
         ray *= factor

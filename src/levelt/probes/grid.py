@@ -1,7 +1,8 @@
-"""The probes of one set of activations: every layer, fold and target, from arrays to out-of-fold scores."""
+"""The probes of one set of activations: every layer, training set and target, from arrays to scores."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,10 @@ import numpy.typing as npt
 from levelt.probes.solver import fit_batch, standardise
 
 Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.integer]
 
-CHUNK_VALUES = 700_000
-"""Feature values of the designs solved together: few enough to stay in a core's cache, many enough to hide Python."""
+CHUNK_VALUES = 260_000
+"""Feature values of the designs solved together: a megabyte in float32, which stays in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -24,50 +26,81 @@ class OutOfFold:
     bounds: Floats
 
 
-def out_of_fold(
-    activations: npt.ArrayLike,
-    labels: npt.NDArray[np.integer],
-    assignments: npt.NDArray[np.integer],
-    *,
-    penalty: float,
-    bound: float = 1e-8,
-) -> OutOfFold:
-    """Probe every layer of ``activations`` for every target, leaving out each fold in turn.
+def held_out_rows(assignments: Labels) -> npt.NDArray[np.bool_]:
+    """Test rows of every fold of every repeat: [repeats * folds, n], repeat by repeat."""
+    return np.concatenate([part == np.arange(part.max() + 1)[:, None] for part in assignments])
+
+
+def designs_of(activations: npt.ArrayLike, trained: npt.ArrayLike) -> Iterator[tuple[list[tuple[int, int]], Floats]]:
+    """Standardised features of every layer for every training set, a chunk at a time.
+
+    Args:
+        activations: [n, layers, d].
+        trained: training rows, [sets, n].
+
+    Yields:
+        The (layer, set) pairs of the chunk, and their designs [pairs, d, n].
+
+    Raises:
+        ValueError: a feature is not finite.
+    """
+    values, used = np.asarray(activations), np.asarray(trained, dtype=np.float64)
+    rows, layers, width = values.shape
+    share = used / used.sum(axis=1, keepdims=True)
+    pairs = [(layer, at) for layer in range(layers) for at in range(len(used))]
+    together = max(1, CHUNK_VALUES // (rows * width))
+    for start in range(0, len(pairs), together):
+        part = pairs[start : start + together]
+        made = []
+        for layer in dict.fromkeys(layer for layer, _ in part):
+            features = np.ascontiguousarray(values[:, layer].T, dtype=np.float64)
+            made.append(standardise(features, share[[at for of, at in part if of == layer]])[0])
+        yield part, np.concatenate(made) if len(made) > 1 else made[0]
+
+
+def fit_sets(
+    activations: npt.ArrayLike, labels: Labels, trained: npt.NDArray[np.bool_], penalty: float, bound: float
+) -> Iterator[tuple[int, int, Floats, Floats]]:
+    """Probes of every layer on every training set.
 
     Args:
         activations: [n, layers, d].
         labels: 0 or 1, [targets, n].
-        assignments: test fold of every row in each repeat, [repeats, n] (see `grouped_folds`).
+        trained: training rows, [sets, n].
+
+    Yields:
+        layer, training set, log-odds of class 1 of all rows [targets, n], certificates [targets].
+    """
+    weights = trained.astype(np.float64)
+    for pairs, designs in designs_of(activations, trained):
+        sets = [at for _, at in pairs]
+        targets = np.broadcast_to(labels, (len(pairs), *labels.shape))
+        found = fit_batch(designs, targets, weights[sets], penalty, bound)
+        for place, (layer, at) in enumerate(pairs):
+            yield layer, at, found.scores[place, :, 0], found.bounds[place]
+
+
+def out_of_fold(
+    activations: npt.ArrayLike, labels: Labels, assignments: Labels, *, penalty: float, bound: float = 1e-8
+) -> OutOfFold:
+    """Probe every layer for every target, leaving out each fold in turn.
+
+    Args:
+        activations: [n, layers, d].
+        labels: 0 or 1, [targets, n].
+        assignments: test fold of every row in each repeat, [repeats, n] (see `levelt.probes.folds`).
         penalty, bound: see `levelt.probes.solver.fit`.
 
     Raises:
         ConvergenceError, ValueError: from fitting, unchanged.
     """
     values = np.asarray(activations)
-    rows, layers, width = values.shape
-    held_out = [(repeat, fold) for repeat, part in enumerate(assignments) for fold in range(int(part.max()) + 1)]
-    trained = np.stack([assignments[repeat] != fold for repeat, fold in held_out]).astype(np.float64)
-    share = trained / trained.sum(axis=1, keepdims=True)
-    logits = np.full((len(labels), len(assignments), rows, layers), np.nan)
-    bounds = np.zeros((len(labels), layers))
-    jobs = [(layer, cut) for layer in range(layers) for cut in range(len(held_out))]
-    together = max(1, CHUNK_VALUES // (rows * width))
-    start = 0
-    while start < len(jobs):
-        part = jobs[start : start + max(together, 1)]
-        start += len(part)
-        designs, kept = [], []
-        for layer in dict.fromkeys(layer for layer, _ in part):
-            cuts = [cut for of, cut in part if of == layer]
-            features = np.ascontiguousarray(values[:, layer].T, dtype=np.float64)
-            designs.append(standardise(features, share[cuts])[0])
-            kept += [(layer, cut) for cut in cuts]
-        batch = np.concatenate(designs) if len(designs) > 1 else designs[0]
-        cuts = [cut for _, cut in kept]
-        found = fit_batch(batch, np.broadcast_to(labels, (len(kept), *labels.shape)), trained[cuts], penalty, bound)
-        for at, (layer, cut) in enumerate(kept):
-            repeat, fold = held_out[cut]
-            test = assignments[repeat] == fold
-            logits[:, repeat, test, layer] = found.scores[at, :, 0][:, test]
-            bounds[:, layer] = np.maximum(bounds[:, layer], found.bounds[at])
+    tested = held_out_rows(assignments)
+    logits = np.full((len(labels), len(assignments), *values.shape[:2]), np.nan)
+    bounds = np.zeros((len(labels), values.shape[1]))
+    for layer, cut, scores, certified in fit_sets(values, labels, ~tested, penalty, bound):
+        rows = tested[cut]
+        repeat = cut * len(assignments) // len(tested)
+        logits[:, repeat, rows, layer] = scores[:, rows]
+        bounds[:, layer] = np.maximum(bounds[:, layer], certified)
     return OutOfFold(logits, bounds)

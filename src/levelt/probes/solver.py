@@ -33,6 +33,9 @@ DESCENT = 1e-5
 CLOSENESS = 1e-3
 """Relative residual to which a Newton step is solved."""
 
+FLAT_WIDTH = 192
+"""Features up to which designs are solved along their features, in batches, even if they have fewer rows."""
+
 STEPS = 400
 """Most descent iterations."""
 
@@ -302,7 +305,7 @@ def _inverse(matrix: Real) -> Real:
 def _solve(designs: Floats, loss: Loss, penalty: float, kind: npt.DTypeLike) -> Batch:
     assert loss.rows is not None
     used = loss.rows[:, 0] > 0
-    if designs.shape[1] <= used.sum(axis=1).max():
+    if designs.shape[1] <= max(FLAT_WIDTH, used.sum(axis=1).max()):
         return _solve_system(TallSystem, designs, loss, penalty, kind)
     parts = []
     for at, chosen in enumerate(used):  # designs this wide are big enough alone; rows not fitted would be singular

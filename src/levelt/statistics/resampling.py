@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 Floats = npt.NDArray[np.float64]
 
@@ -73,9 +73,9 @@ def bca_interval(
         if below in (0.0, 1.0):  # the estimate lies outside its own bootstrap: no correction is defined
             low[cell], high[cell] = np.quantile(defined, [tail, 1 - tail])
             continue
-        bias = norm.ppf(below)
-        shifted = bias + norm.ppf([tail, 1 - tail])
-        levels = norm.cdf(bias + shifted / (1 - acceleration[cell] * shifted))
+        bias = ndtri(below)
+        shifted = bias + ndtri([tail, 1 - tail])
+        levels = ndtr(bias + shifted / (1 - acceleration[cell] * shifted))
         low[cell], high[cell] = np.quantile(defined, levels)
     return low, high
 

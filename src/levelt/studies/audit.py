@@ -100,7 +100,7 @@ def masking_rows(
     codes: npt.ArrayLike,
     draws: Floats,
     level: float,
-) -> pd.DataFrame:
+) -> list[dict[str, object]]:
     """What each defect of the masks does to each change that an intervention makes.
 
     Args:
@@ -113,16 +113,10 @@ def masking_rows(
     for masking, found in released.items():
         for quantity, values in found.outcomes.items():
             before = plain.outcomes[quantity]
-            right = corrected[masking.block].outcomes[quantity]
-            compared = compare_means(right - before, values - before, codes, draws, level)
-            rows.append(_row(masking.defect, f"change of {quantity}", masking.block, len(before), compared))
-    return pd.DataFrame(rows)
-
-
-def _row(defect: str, quantity: str, block: str, n: int, compared: Mapping[str, float]) -> dict[str, object]:
-    if defect not in DEFECTS:
-        raise ValueError(f"no defect {defect!r}; there are {', '.join(DEFECTS)}")
-    return {"defect": defect, "quantity": quantity, "block": block, "n": n, **compared}
+            changes = corrected[masking.block].outcomes[quantity] - before, values - before
+            name = f"change of {quantity}"
+            rows.append(paired_row(masking.defect, name, *changes, codes, draws, level, masking.block))
+    return rows
 
 
 def paired_row(
@@ -133,21 +127,30 @@ def paired_row(
     codes: npt.ArrayLike,
     draws: Floats,
     level: float,
-) -> pd.DataFrame:
+    block: str = "",
+) -> dict[str, object]:
     """A row for two measurements of the same prompts; prompts that either lacks (nan) are left out of both."""
     first, second = np.asarray(corrected, dtype=np.float64), np.asarray(released, dtype=np.float64)
     both = np.isfinite(first) & np.isfinite(second)
+    if not both.any():
+        raise ValueError(f"{defect}, {quantity}: no prompt has both measurements")
     compared = compare_means(first[both], second[both], np.asarray(codes)[both], draws, level)
-    return pd.DataFrame([_row(defect, quantity, "", int(both.sum()), compared)])
+    return _row(defect, quantity, block, int(both.sum()), compared)
+
+
+def _row(defect: str, quantity: str, block: str, n: int, compared: Mapping[str, float]) -> dict[str, object]:
+    if defect not in DEFECTS:
+        raise ValueError(f"no defect {defect!r}; there are {', '.join(DEFECTS)}")
+    return {"defect": defect, "quantity": quantity, "block": block, "n": n, **compared}
 
 
 def f1_row(
     quantity: str, said: npt.ArrayLike, truth: npt.ArrayLike, codes: npt.ArrayLike, draws: Floats, level: float
-) -> pd.DataFrame:
-    """A row for macro F1 against the F1 of one class, of one set of out-of-fold predictions [n]."""
+) -> dict[str, object]:
+    """A row for macro F1 against the F1 of the second class (no), of one set of predictions [n]."""
     counts = {name: np.stack([values] * 2, axis=1) for name, values in confusion(said, truth).items()}
     compared = compare_statistics(counts, macro_and_one_class_f1, codes, draws, level)
-    return pd.DataFrame([_row("one_class_f1", quantity, "", len(np.asarray(said)), compared)])
+    return _row("one_class_f1", quantity, "", len(np.asarray(said)), compared)
 
 
 def compare_means(

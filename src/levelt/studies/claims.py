@@ -272,7 +272,7 @@ def _claims() -> Iterable[Claim]:
     yield _claim(
         "block.sample",
         "sample information, instruction hidden from all",
-        "and leaves what is decodable at the sample tokens as it was",
+        "it leaves what is decodable at the sample tokens as it was",
         within(MARGIN),
         "blocking",
         _changes("blocking", condition=full, role="sample", **label),
@@ -282,7 +282,7 @@ def _claims() -> Iterable[Claim]:
     yield _claim(
         "block.output",
         "output information, instruction hidden from all",
-        "and lowers what is decodable at the output tokens",
+        "it lowers what is decodable at the output tokens",
         below(0),
         "blocking",
         _changes("blocking", condition=full, role="output", **label),
@@ -292,7 +292,7 @@ def _claims() -> Iterable[Claim]:
     yield _claim(
         "block.decision",
         "decision information, instruction hidden from all",
-        "and lowers what is decodable at the deciding position",
+        "it lowers what is decodable at the deciding position",
         below(0),
         "blocking",
         _changes("blocking", condition=full, role="decision", **label),
@@ -311,7 +311,7 @@ def _claims() -> Iterable[Claim]:
     yield _claim(
         "block_to_sample.sample",
         "sample information, instruction hidden up to the decision",
-        "nor what is decodable at the sample tokens",
+        "it hardly changes what is decodable at the sample tokens",
         within(MARGIN),
         "blocking",
         _changes("blocking", condition=only, role="sample", **label),
@@ -353,7 +353,7 @@ def _claims() -> Iterable[Claim]:
     yield _claim(
         "codebook.blocked",
         "codebook at the sample, instruction hidden minus not",
-        "and not if the key is hidden",
+        "a code whose key is hidden is not read",
         below(-10),
         "codebook",
         _codebook(full),
@@ -371,7 +371,7 @@ def _claims() -> Iterable[Claim]:
     yield _claim(
         "unrelated.sample",
         "output minus sample information, unrelated instruction",
-        "more than at the sample tokens",
+        "it does so more than at the sample tokens",
         below(0),
         "unrelated",
         _changes("unrelated", role="output - sample", **label),

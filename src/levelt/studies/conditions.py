@@ -10,14 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from levelt.studies.estimates import Estimates, Resampling, pairs_of, stack
-from levelt.studies.scope import (
-    INTERVENED,
-    MODEL_COLUMNS,
-    PUBLISHED_VARIATIONS,
-    UNRELATED,
-    UNTRAINED,
-    interventions_among,
-)
+from levelt.studies.scope import INTERVENED, MODEL_COLUMNS, PUBLISHED_VARIATIONS, UNRELATED, interventions_among
+from levelt.vocabulary import UNTRAINED
 
 Floats = npt.NDArray[np.float64]
 

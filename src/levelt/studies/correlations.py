@@ -14,7 +14,8 @@ from levelt.statistics.correlation import Correlation, cronbach_alpha, kendall, 
 from levelt.statistics.resampling import bca_interval, cluster_draws
 from levelt.studies.estimates import Estimates, Resampling
 from levelt.studies.evidence import Evidence
-from levelt.studies.scope import ALL, PUBLISHED_ROLES, PUBLISHED_VARIATIONS, UNTRAINED
+from levelt.studies.scope import PUBLISHED_ROLES, PUBLISHED_VARIATIONS
+from levelt.vocabulary import ALL, UNTRAINED
 
 Floats = npt.NDArray[np.float64]
 

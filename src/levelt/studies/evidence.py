@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +62,7 @@ class Evidence:
         models: from `describe_models`.
         samples: by task.
         asked: (task, condition) -> one row per sample: template, polarity and targets (label, answer, unasked, ...).
+        classes: (task, condition, target) -> class of the target of each sample, integers [n].
         outcomes: (model, task, condition) -> OUTCOMES, [n, 3], nan where there is no prompt.
         hits: (model, task, condition, role, target) -> probe hits.
     """
@@ -68,6 +70,7 @@ class Evidence:
     models: pd.DataFrame
     samples: dict[str, Samples]
     asked: dict[tuple[str, str], pd.DataFrame]
+    classes: dict[tuple[str, str, str], Ints]
     outcomes: dict[tuple[str, str, str], Floats]
     hits: dict[tuple[str, str, str, str, str], Hits]
 
@@ -76,12 +79,12 @@ class Evidence:
 
         Every class of the target has the same total weight, and all weights sum to 1.
         """
-        asked = self.asked[task, condition]
-        if target not in asked:
+        if (task, condition, target) not in self.classes:
             raise InputError(f"{task}, {condition}: probes have the target {target}, but behaviour has no such column")
-        classes, counts = np.unique(asked[target].to_numpy(dtype=str)[present], return_inverse=True)
+        of_sample = self.classes[task, condition, target]
+        sizes = np.bincount(of_sample[present])
         weights = np.zeros(len(present))
-        weights[present] = 1 / (len(classes) * np.bincount(counts)[counts])
+        weights[present] = 1 / ((sizes > 0).sum() * sizes[of_sample[present]])
         return weights
 
 
@@ -117,20 +120,34 @@ def collect(models: pd.DataFrame, behaviour: Iterable[pd.DataFrame], hits: Itera
             asked[str(task), str(condition)] = of_model if known is None else known.combine_first(of_model)
     found: dict[tuple[str, str, str, str, str], Hits] = {}
     for frame in hits:
-        keys = ["model", "task", "condition", "role", "target", "first_layer"]
-        for (model, task, condition, role, target, first), part in frame.groupby(keys, sort=False, observed=True):
-            of_task = samples[str(task)]
-            try:
-                positions = of_task.prompts.loc[part["prompt_id"]].to_numpy()
-            except KeyError as error:
-                raise InputError(f"{model}, {task}, {condition}: hits without behaviour ({error})") from None
-            layers = np.concatenate(part["hits"].to_numpy()).reshape(len(part), -1)
-            shares = np.full((len(of_task.ids), layers.shape[1]), np.nan, dtype=np.float32)
-            shares[positions] = layers
-            found[str(model), str(task), str(condition), str(role), str(target)] = Hits(int(str(first)), shares)
+        for task, of_frame in frame.groupby("task", sort=False, observed=True):
+            found |= _align(str(task), of_frame, samples[str(task)])
     order = list(models["model"])
     ranked = dict(sorted(found.items(), key=lambda item: order.index(item[0][0])))
-    return Evidence(models, samples, asked, outcomes, ranked)
+    classes = {
+        (task, condition, target): pd.factorize(table[target], use_na_sentinel=False)[0]
+        for (task, condition), table in asked.items()
+        for target in table.columns.difference(["template", "polarity"])
+    }
+    return Evidence(models, samples, asked, classes, outcomes, ranked)
+
+
+def _align(task: str, rows: pd.DataFrame, samples: Samples) -> dict[tuple[str, str, str, str, str], Hits]:
+    """Hits of one task by cell, in the order of its samples."""
+    at = samples.prompts.index.get_indexer(pd.Index(rows["prompt_id"]))
+    if (at < 0).any():
+        lost = rows[at < 0].iloc[0]
+        raise InputError(f"{lost['model']}, {task}: hits without behaviour of prompt {lost['prompt_id']}")
+    positions, lists = samples.prompts.to_numpy()[at], rows["hits"].to_numpy()
+    keys = ["model", "condition", "role", "target", "first_layer"]
+    out = {}
+    for cell, part in rows.groupby(keys, sort=False, observed=True).indices.items():
+        model, condition, role, target, first = cast(tuple[str, str, str, str, int], cell)
+        layers = np.concatenate(lists[part]).reshape(len(part), -1)
+        shares = np.full((len(samples.ids), layers.shape[1]), np.nan, dtype=np.float32)
+        shares[positions[part]] = layers
+        out[model, task, condition, role, target] = Hits(int(first), shares)
+    return out
 
 
 def _samples(task: str, rows: pd.DataFrame) -> Samples:

@@ -23,6 +23,7 @@ from levelt.files import InputError
 from levelt.probes.folds import check_folds, deal_folds
 from levelt.probes.grid import OutOfFold, out_of_fold
 from levelt.probes.scores import auc, rates
+from levelt.probes.selection import out_of_fold_chosen
 from levelt.randomness import generator
 from levelt.statistics.resampling import balanced_accuracy_interval, cluster_draws
 
@@ -251,13 +252,12 @@ def probe_task(
 
 
 def _fitted(cell: Cell, probes: Probes, task: str) -> OutOfFold:
+    labels = np.stack(list(cell.labels.values()))
     try:
-        return out_of_fold(
-            cell.values,
-            np.stack(list(cell.labels.values())),
-            cell.folds,
-            penalty=probes.penalty,
-            bound=probes.bound,
-        )
+        if probes.penalties:
+            return out_of_fold_chosen(
+                cell.values, labels, cell.folds, penalties=probes.penalties, bound=probes.bound
+            ).scores
+        return out_of_fold(cell.values, labels, cell.folds, penalty=probes.penalty, bound=probes.bound)
     except ValueError as error:
         raise InputError(f"{task}, {cell.condition}, {cell.role}: {error}") from None

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, eye_array, kron
 
 from levelt.statistics.selection import nested_best
-from levelt.studies.estimates import Builder, Estimates, Resampling
+from levelt.studies.estimates import Builder, Estimates, Resampling, stack
 from levelt.studies.evidence import Evidence
 from levelt.studies.quantities import COMPARED
 from levelt.studies.scope import MODEL_COLUMNS, PUBLISHED_VARIATIONS
@@ -47,24 +47,24 @@ def depth_table(layers: Estimates, resampling: Resampling, control_tasks: Sequen
 
 
 def _on_grid(layers: Estimates) -> Estimates:
+    """Curves interpolated onto the grid, from their first depth on."""
     keys = [name for name in layers.keys if name not in ("layer", "depth")]
-    rows, data, places, sources = [], [], [], []
-    start = 0
-    for _, cell in layers.rows.groupby(keys, sort=False, dropna=False, observed=True):
-        depth = cell["depth"].to_numpy(dtype=float)
-        grid = GRID[depth[0] - 1e-9 <= GRID]
-        weights = np.array([np.interp(grid, depth, row) for row in np.eye(len(depth))]).T
-        at, source = np.nonzero(weights)
-        data.append(weights[at, source])
-        places.append(start + at)
-        sources.append(cell.index.to_numpy()[source])
-        rows.append(cell.iloc[np.zeros(len(grid), dtype=int)].assign(depth=grid))
-        start += len(grid)
-    if not rows:
-        return layers.without("layer")
-    shape = (start, len(layers.values))
-    matrix = csr_array((np.concatenate(data), (np.concatenate(places), np.concatenate(sources))), shape=shape)
-    return layers.combine(matrix, pd.concat(rows).drop(columns="layer"))
+    grouped = layers.rows.groupby(keys, sort=False, dropna=False, observed=True)
+    size, cell = grouped["layer"].transform("size").to_numpy(dtype=int), grouped.ngroup().to_numpy()
+    depths = layers.rows["depth"].to_numpy(dtype=float)
+    first = grouped["depth"].transform("min").to_numpy(dtype=float)
+    several = []
+    for count, start in sorted({(int(c), float(f)) for c, f in zip(size, first, strict=True)}):
+        rows = np.flatnonzero((size == count) & (first == start))
+        curves = rows[np.argsort(cell[rows], kind="stable")].reshape(-1, count)
+        grid = GRID[start - 1e-9 <= GRID]
+        # the same weights for every curve of this shape
+        weights = np.array([np.interp(grid, depths[curves[0]], unit) for unit in np.eye(count)]).T
+        matrix = csr_array(kron(eye_array(len(curves)), weights))
+        described = layers.rows.iloc[np.repeat(curves[:, 0], len(grid))].drop(columns="layer")
+        described = described.assign(depth=np.tile(grid, len(curves)))
+        several.append(layers.take(curves.ravel()).combine(matrix, described))
+    return stack(several) if several else layers.without("layer")
 
 
 def best_layers_table(evidence: Evidence, resampling: Resampling, control_tasks: Sequence[str]) -> pd.DataFrame:

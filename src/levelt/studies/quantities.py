@@ -42,10 +42,15 @@ def layer_estimates(evidence: Evidence) -> Estimates:
         if condition not in COMPARED:
             continue
         present = ~np.isnan(hits.shares[:, 0])
-        layers = np.arange(hits.first_layer, hits.first_layer + hits.shares.shape[1])
+        layers = list(range(hits.first_layer, hits.first_layer + hits.shares.shape[1]))
         named = {"model": model, "condition": condition, "quantity": "information", "role": role, "target": target}
         weights = evidence.weights(task, condition, target, present)
-        builder.add(task, hits.shares, weights, named | {"layer": layers, "depth": layers / layers_of[model]})
+        builder.add(
+            task,
+            hits.shares,
+            weights,
+            named | {"layer": layers, "depth": [layer / layers_of[model] for layer in layers]},
+        )
     return builder.build(evidence.models, [*KEYS, "layer", "depth"])
 
 

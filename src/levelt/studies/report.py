@@ -1,4 +1,4 @@
-"""Every number and table of the report, by key, as LaTeX: prose cannot drift from data."""
+"""Every number, table and claim of the report, by key, as LaTeX: prose cannot drift from data."""
 
 from __future__ import annotations
 
@@ -9,92 +9,37 @@ from typing import Any
 
 import pandas as pd
 
-from levelt.studies.asymmetry import information
-from levelt.studies.information import without_interventions
+from levelt.studies.latex import decimal, escape, interval, tabular
 from levelt.studies.published import VALUES
+from levelt.studies.scope import PUBLISHED_ROLES, PUBLISHED_VARIATIONS
+from levelt.vocabulary import ALL, UNTRAINED, latest_stage
 
-_ESCAPES = {
-    "\\": r"\textbackslash{}",
-    **{character: "\\" + character for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "\u2018": "`",
-    "\u2019": "'",
-    "\u201c": "``",
-    "\u201d": "''",
-}
-
-
-def escape(text: str) -> str:
-    """Plain text as LaTeX text; characters pdfLaTeX cannot set become [U+XXXX]."""
-    out = []
-    for character in text:
-        if character in _ESCAPES:
-            out.append(_ESCAPES[character])
-        elif ord(character) < 0x250:
-            out.append(character)
-        else:
-            out.append(f"[U+{ord(character):04X}]")
-    return "".join(out)
-
-
-def decimal(value: float, digits: int = 2) -> str:
-    """A number with a fixed number of decimals and a real minus sign; an en dash where it is undefined."""
-    if value is None or not math.isfinite(value):
-        return "--"
-    text = f"{value:.{digits}f}"
-    text = text.lstrip("-") if float(text) == 0 else text
-    return f"${text}$" if text.startswith("-") else text
-
-
-def interval(low: float, high: float, digits: int = 2) -> str:
-    """An interval in brackets, or nothing where it is undefined."""
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return ""
-    return f"[{decimal(low, digits)}, {decimal(high, digits)}]"
-
-
-def tabular(header: Sequence[str], rows: Sequence[Sequence[str]], alignment: str) -> str:
-    """A booktabs table body; cells are LaTeX already. An empty row becomes a thin rule."""
-    lines = [rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}", r"\toprule", " & ".join(header) + r" \\", r"\midrule"]
-    lines += [" & ".join(row) + r" \\" if row else r"\addlinespace" for row in rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+_UNITS = {"pp": " points", "tau": "", "percent": r"\,\%"}
+_DIGITS = {"pp": 1, "tau": 2, "percent": 0}
 
 
 def numbers(
     *,
     settings: Mapping[str, Any],
-    behaviour: pd.DataFrame,
-    agreement: pd.DataFrame,
-    probes: pd.DataFrame,
-    correlations: pd.DataFrame,
-    blocking: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
+    claims: Sequence[Mapping[str, Any]],
     manifests: Sequence[Mapping[str, Any]],
     samples: Mapping[str, Mapping[str, Any]],
     example: pd.DataFrame,
+    cards: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, str]:
     """Key -> LaTeX for everything the report quotes.
 
     Args:
-        settings: study, title, seed, prompts, probes, statistics, tasks (typed sections).
-        behaviour, agreement, probes, correlations, blocking: the study's tables.
+        settings: study, title, seed, prompts, probes, statistics (typed sections).
+        tables: the study's tables by name (docs/statistics.md).
+        claims: content of claims.json.
         manifests: of every model.
         samples: task -> samples report.
         example: the prompts of one model and task, of which the first sample is shown.
+        cards: of the organisms, if there are any.
     """
-    fitted = probes
-    # single models and tasks: the means shown are made of them here
-    agreement, blocking = (
-        table[(table["model"] != "all") & (table["task"] != "all")] for table in (agreement, blocking)
-    )
-    blocking = blocking[blocking["quantity"].isin(["exact_match", "information"])]
-    of_tasks = (correlations["level"] == "cells") | (correlations["task"] != "all")
-    correlations = correlations[(correlations["stage"] == "all") & of_tasks]
-    behaviour, probes = without_interventions(behaviour), without_interventions(probes)
-    summary = information(probes)
+    stage = latest_stage(tables["behaviour"]["stage"])
     values = {
         "study": escape(settings["study"]),
         "title": escape(settings["title"]),
@@ -108,24 +53,35 @@ def numbers(
         "polarity": settings["prompts"].polarity,
         "models": _counted(len(manifests), "checkpoint"),
         "tasks": _counted(len(samples), "task"),
-        "probes.count": f"{_probe_count(fitted, settings['probes']):,}".replace(",", r"\,"),
-        "probes.bound": _power(fitted["bound"].max()),
+        "probes.count": _grouped(len(tables["probes"]) * settings["probes"].folds * settings["probes"].repeats),
+        "probes.bound": _power(tables["probes"]["bound"].max()),
+        "stage": escape(stage),
+        "stages": _listed([escape(name) for name in dict.fromkeys(tables["behaviour"]["stage"]) if name != UNTRAINED]),
+        "table.models": _models_table(manifests),
+        "table.tasks": _tasks_table(samples),
+        "table.behaviour": _behaviour_table(tables["behaviour"]),
+        "table.polarity": _polarity_table(tables["behaviour"]),
+        "table.information": _information_table(tables["information"], tables["spread"]),
+        "table.correlations": _correlations_table(tables["correlations"]),
+        "table.agreement": _agreement_table(tables["agreement"]),
+        "table.blocking": _changes_table([tables["blocking"], tables["unrelated"]]),
+        "table.selection": _selection_table(tables["selection"]),
+        "table.codebook": _codebook_table(tables["codebook"]),
+        "table.scale": _scale_table(tables["scale"]),
+        "table.stages": _stages_table(tables["stages"]),
+        "table.example": _example_table(example),
+        "table.organisms": _cards_table(cards, tables["blocking"]),
     }
-    values["table.models"] = _models_table(manifests)
-    values["table.tasks"] = _tasks_table(samples)
-    values["table.behaviour"] = _behaviour_table(behaviour)
-    values["table.polarity"] = _polarity_table(behaviour)
-    values["table.information"] = _information_table(summary)
-    values["table.correlations"] = _correlations_table(correlations)
-    values["table.agreement"] = _agreement_table(agreement)
-    values["table.blocking"] = _blocking_table(blocking)
-    values["table.example"] = _example_table(example)
-    values |= _stage_numbers(behaviour, manifests)
-    values |= _spread_numbers(summary)
-    values |= _layer_numbers(probes, manifests[-1]["id"])
-    values |= _tau_numbers(correlations)
-    values |= _blocking_numbers(blocking, manifests[-1]["id"])
-    values |= {f"published.{key}": _published(key, value) for key, value in VALUES.items()}
+    if "controls" in tables:
+        values["table.controls"] = _controls_table(tables["controls"], stage)
+        values |= _control_numbers(tables["controls"], stage)
+    if "audit" in tables:
+        values["table.audit"] = _audit_table(tables["audit"])
+        values["audit.model"] = _code(tables["audit"]["model"].iloc[-1])
+    values |= _claims(claims)
+    values |= _behaviour_numbers(tables["behaviour"], stage)
+    values |= _selection_numbers(tables["selection"], stage)
+    values |= _leak_numbers(tables["probes"], stage)
     return values
 
 
@@ -136,36 +92,128 @@ def render(values: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+# --- claims ---------------------------------------------------------------------------------------------------------
+
+
+def sentence(claim: Mapping[str, Any]) -> str:
+    """A claim as a sentence of the report: what is claimed, what was found, what was published, the verdict."""
+    statement = escape(claim["statement"])
+    text = statement[0].upper() + statement[1:]
+    if claim["estimate"] is None:
+        return f"{text}: this study has nothing to test it on."
+    found = f"{_measured(claim)}"
+    if claim["published"] is not None:
+        found += f" (published: {_number(claim['published'], claim)})"
+    return f"{text}: {found}, \\emph{{{claim['verdict']}}}."
+
+
+def _measured(claim: Mapping[str, Any]) -> str:
+    between = interval(_or_nan(claim["ci_low"]), _or_nan(claim["ci_high"]), _DIGITS[claim["unit"]])
+    return f"{_number(claim['estimate'], claim)}{_UNITS[claim['unit']]} {between}".strip()
+
+
+def _number(value: float, claim: Mapping[str, Any]) -> str:
+    return decimal(_or_nan(value), _DIGITS[claim["unit"]])
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _claims(claims: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """``claim.<name>`` is a claim's sentence, ``table.claims`` shows all, ``verdicts.<verdict>`` counts them."""
+    values = {
+        f"claim.{claim['id'].partition('.')[2]}": sentence(claim) for claim in claims if claim["estimate"] is not None
+    }
+    rows = [
+        [
+            escape(claim["short"]),
+            _measured(claim),
+            _number(claim["published"], claim),
+            escape(claim["test"]),
+            escape(claim["verdict"]),
+        ]
+        for claim in claims
+    ]
+    values["table.claims"] = tabular(["quantity", "here", "published", "claim holds if", "verdict"], rows, "llrll")
+    for verdict in ("supported", "contradicted", "undecided"):
+        tested = [claim for claim in claims if claim["estimate"] is not None]
+        values[f"verdicts.{verdict}"] = str(sum(claim["verdict"] == verdict for claim in tested))
+    values["verdicts.tested"] = str(sum(claim["estimate"] is not None for claim in claims))
+    return values
+
+
+# --- numbers in the text --------------------------------------------------------------------------------------------
+
+
+def _behaviour_numbers(behaviour: pd.DataFrame, stage: str) -> dict[str, str]:
+    """Mean and worst task of the latest stage, and the mean of the stage before any tuning, by variation."""
+    out = {}
+    table = behaviour[(behaviour["polarity"] == "all") & behaviour["condition"].isin(PUBLISHED_VARIATIONS)]
+    for name, of_stage in table.groupby("stage", sort=False):
+        key = "latest" if name == stage else str(name)
+        for condition, cell in of_stage.groupby("condition", sort=False):
+            out[f"exact_match.{key}.{condition}"] = decimal(float(cell["exact_match"].mean()))
+            out[f"answered.{key}.{condition}"] = decimal(float(cell["answered"].mean()))
+            out[f"worst.{key}.{condition}"] = decimal(float(cell["exact_match"].min()))
+    return out
+
+
+def _selection_numbers(selection: pd.DataFrame, stage: str) -> dict[str, str]:
+    """Asked and unasked property at each role of the latest stage, instruction first: ``asked.<role>``."""
+    rows = selection[(selection["stage"] == stage) & (selection["condition"] == "instruction_first")]
+    rows = rows[(rows["model"] == ALL) & (rows["family"] == ALL) & (rows["task"] == ALL)]
+    out = {}
+    for _, row in rows.iterrows():
+        out[f"asked.{row['role']}"], out[f"unasked.{row['role']}"] = decimal(row["asked"]), decimal(row["unasked"])
+    return out
+
+
+def _leak_numbers(probes: pd.DataFrame, stage: str) -> dict[str, str]:
+    """First layer: the right answer, and a random appended answer, at the output and one position earlier."""
+    first = probes[(probes["layer"] == 1) & (probes["stage"] == stage)]
+    out = {}
+    for key, condition, target in (("own", "instruction_first", "answer"), ("random", "random_answer", "appended")):
+        cell = first[(first["condition"] == condition) & (first["target"] == target)]
+        for role, value in cell.groupby("role")["balanced_accuracy"].mean().items():
+            out[f"leak.{key}.{role}"] = decimal(float(value))
+    return out
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _published(key: str, value: float) -> str:
-    return decimal(value, {"spread": 1, "tau": 2, "agreement": 0, "change": 1}[key.split(".")[0]])
+def _grouped(number: int) -> str:
+    return f"{number:,}".replace(",", r"\,")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
 def _power(value: float) -> str:
-    if value <= 0:
+    if not value > 0:
         return "0"
     return f"$10^{{{math.ceil(math.log10(value))}}}$"
 
 
-def _probe_count(probes: pd.DataFrame, settings: Any) -> int:
-    return len(probes) * int(settings.folds * settings.repeats)
+def _code(name: object) -> str:
+    return rf"\texttt{{{escape(str(name))}}}"
+
+
+def _plain(name: object) -> str:
+    return escape(str(name).replace("_", " "))
 
 
 def _models_table(manifests: Sequence[Mapping[str, Any]]) -> str:
-    rows = [
-        [
-            rf"\texttt{{{escape(m['id'])}}}",
-            escape(m["family"]),
-            escape(m["stage"]),
-            f"{m['parameters']:,}".replace(",", r"\,"),
-            str(m["layers"]),
-            str(m["hidden_size"]),
-        ]
-        for m in manifests
-    ]
+    rows = []
+    for m in manifests:
+        names = [_code(m["id"]), escape(m["family"]), escape(m["stage"])]
+        rows.append([*names, _grouped(m["parameters"]), str(m["layers"]), str(m["hidden_size"])])
     return tabular(["checkpoint", "family", "stage", "parameters", "layers", "width"], rows, "lllrrr")
 
 
@@ -174,169 +222,260 @@ def _tasks_table(samples: Mapping[str, Mapping[str, Any]]) -> str:
     for task, report in samples.items():
         labels = " / ".join(f"{count}" for count in report["labels"].values())
         refused = report["rows_in"] - report["rows_used"]
-        rows.append(
-            [escape(task.replace("_", " ")), str(report["rows_used"]), str(report["pairs"]), labels, str(refused)]
-        )
+        rows.append([_plain(task), str(report["rows_used"]), str(report["pairs"]), labels, str(refused)])
     return tabular(["task", "samples", "groups", "yes / no", "rows left out"], rows, "lrrrr")
 
 
 def _behaviour_table(behaviour: pd.DataFrame) -> str:
-    table = behaviour[behaviour["polarity"] == "all"]
+    """A row per model: mean and worst task by variation. The cells are in the figure and its CSV."""
+    table = behaviour[(behaviour["polarity"] == "all") & behaviour["condition"].isin(PUBLISHED_VARIATIONS)]
     conditions = list(dict.fromkeys(table["condition"]))
-    rows: list[list[str]] = []
+    rows = []
     for model, of_model in table.groupby("model", sort=False):
-        for task, cell in of_model.groupby("task", sort=False):
-            row = [rf"\texttt{{{escape(str(model))}}}", escape(str(task).replace("_", " "))]
-            by_condition = cell.set_index("condition")
-            for condition in conditions:
-                r = by_condition.loc[condition]
-                row.append(f"{decimal(r['exact_match'])} {interval(r['exact_match_ci_low'], r['exact_match_ci_high'])}")
-            row.append(decimal(cell["answered"].mean()))
-            rows.append(row)
-        rows.append([])
-    header = ["model", "task", *[escape(c.replace("_", " ")) for c in conditions], "answered"]
-    return tabular(header, rows[:-1], "ll" + "l" * len(conditions) + "r")
+        row = [_code(model)]
+        for condition in conditions:
+            cell = of_model[of_model["condition"] == condition]
+            row += [decimal(cell["exact_match"].mean()), decimal(cell["exact_match"].min())]
+        rows.append([*row, decimal(of_model["answered"].mean())])
+    header = ["model", *[name for c in conditions for name in (_plain(c), "worst")], "answered"]
+    return tabular(header, rows, "l" + "rr" * len(conditions) + "r")
 
 
 def _polarity_table(behaviour: pd.DataFrame) -> str:
     table = behaviour[(behaviour["polarity"] != "all") & (behaviour["condition"] != "demonstrations")]
+    table = table[table["condition"].isin(PUBLISHED_VARIATIONS) & (table["stage"] != UNTRAINED)]
     if table.empty:
         return ""
     rows = []
-    for (model, condition), cell in table.groupby(["model", "condition"], sort=False):
+    for (stage, condition), cell in table.groupby(["stage", "condition"], sort=False):
         means = cell.groupby("polarity")["exact_match"].mean()
-        rows.append(
-            [rf"\texttt{{{escape(str(model))}}}", escape(str(condition).replace("_", " "))]
-            + [decimal(means.get(p, math.nan)) for p in ("positive", "negated")]
-        )
-    return tabular(["model", "variation", "as asked", "negated"], rows, "llrr")
+        shown = [decimal(means.get(p, math.nan)) for p in ("positive", "negated")]
+        rows.append([_plain(stage), _plain(condition), *shown])
+    return tabular(["stage", "variation", "as asked", "negated"], rows, "llrr")
 
 
-def _information_table(summary: pd.DataFrame) -> str:
-    conditions = list(dict.fromkeys(summary["condition"]))
-    means = summary.groupby(["model", "target", "role", "condition"], sort=False)["information"].mean()
+def _stage_means(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over tasks, models and families of each stage; models with random weights apart."""
+    chosen = (table["task"] == ALL) & (table["model"] == ALL) & (table["family"] == ALL)
+    return table[chosen & (table["stage"] != UNTRAINED)]
+
+
+def _information_table(information: pd.DataFrame, spread: pd.DataFrame) -> str:
+    means = _stage_means(information)
+    means = means[(means["quantity"] == "information") & means["role"].isin(PUBLISHED_ROLES)]
+    conditions = [c for c in PUBLISHED_VARIATIONS if c in set(means["condition"])]
+    spreads = _stage_means(spread)
     rows: list[list[str]] = []
-    for (model, target, role), cell in means.groupby(["model", "target", "role"], sort=False):
-        values = cell.droplevel(["model", "target", "role"])
-        present = [values[c] for c in conditions if c in values]
-        centre = sum(present) / len(present)
-        spread = max(abs(v - centre) for v in present)
-        row = [rf"\texttt{{{escape(str(model))}}}", escape(str(target)), escape(str(role))]
-        row += [decimal(values.get(c, math.nan), 3) for c in conditions]
-        rows.append([*row, decimal(100 * spread, 1)])
-    header = ["model", "target", "role", *[escape(c.replace("_", " ")) for c in conditions], r"spread ($\pm$ pp)"]
-    return tabular(header, rows, "lll" + "r" * (len(conditions) + 1))
-
-
-def _spread_numbers(summary: pd.DataFrame) -> dict[str, str]:
-    """Largest deviation of a variation from the mean over variations, averaged over models."""
-    label = summary[summary["target"] == "label"]
-    out = {}
-    for role, of_role in label.groupby("role", sort=False):
-        spreads = []
-        for _, of_model in of_role.groupby("model", sort=False):
-            means = of_model.groupby("condition")["information"].mean()
-            spreads.append(float((means - means.mean()).abs().max()))
-        out[f"spread.{role}"] = decimal(100 * sum(spreads) / len(spreads), 1)
-        out[f"information.{role}"] = decimal(float(of_role["information"].mean()), 3)
-    return out
-
-
-def _layer_numbers(probes: pd.DataFrame, model: str) -> dict[str, str]:
-    """First and last layer of the study's last model with the instruction first: ``<end>.<role>.<target>``."""
-    cells = probes[(probes["model"] == model) & (probes["condition"] == "instruction_first")]
-    out: dict[str, str] = {}
-    for end, layer in (("first", 1), ("last", cells["layer"].max())):
-        means = cells[cells["layer"] == layer].groupby(["role", "target"])["balanced_accuracy"].mean()
-        for row in means.reset_index().itertuples():
-            out[f"{end}.{row.role}.{row.target}"] = decimal(float(row.balanced_accuracy))  # type: ignore[arg-type]
-    return out
-
-
-def _tau_numbers(correlations: pd.DataFrame) -> dict[str, str]:
-    """Mean over tasks of tau with behaviour over samples, by role; only tasks where it is defined."""
-    rows = correlations[(correlations["level"] == "instances") & (correlations["second"] == "behaviour")]
-    means = rows.groupby("first")["tau"].mean().dropna()
-    return {f"tau.instances.{role}": decimal(float(value)) for role, value in means.items()}
+    for stage, of_stage in means.groupby("stage", sort=False):
+        for (target, role), cell in of_stage.groupby(["target", "role"], sort=False):
+            by_condition = cell.set_index("condition")["estimate"]
+            row = [_plain(stage), _plain(target), _plain(role)]
+            row += [decimal(by_condition.get(c, math.nan), 3) for c in conditions]
+            match = (spreads["stage"] == stage) & (spreads["target"] == target) & (spreads["role"] == role)
+            found = spreads[match & (spreads["quantity"] == "information")]
+            shown = f"{decimal(100 * found['estimate'].iloc[0], 1)}" if len(found) else "--"
+            rows.append([*row, shown])
+        rows.append([])
+    header = ["stage", "target", "role", *map(_plain, conditions), r"spread ($\pm$ pp)"]
+    return tabular(header, rows[:-1], "lll" + "r" * (len(conditions) + 1))
 
 
 def _correlations_table(correlations: pd.DataFrame) -> str:
+    table = correlations[correlations["stage"] == ALL]
     rows: list[list[str]] = []
-    for (level, task), cell in correlations.groupby(["level", "task"], sort=False):
-        row = [escape(str(task).replace("_", " ")) if level == "instances" else "all cells"]
+    for (level, task), cell in table.groupby(["level", "task"], sort=False):
+        name = "all cells" if level == "cells" else "mean over tasks" if task == ALL else _plain(task)
+        row = [name]
         for _, r in cell.iterrows():
             row.append(f"{decimal(r['tau'])} {interval(r['ci_low'], r['ci_high'])}".strip())
         total, undefined = (cell["cells"] + cell["undefined"]).max(), cell["undefined"].max()
-        rows.append([*row, str(int(total)), str(int(undefined))])
-    pairs = correlations[["first", "second"]].drop_duplicates()
+        rows.append([*row, decimal(cell["largest_tau"].max()), str(int(total)), str(int(undefined))])
+    pairs = table[["first", "second"]].drop_duplicates()
     header = [f"{first} $\\sim$ {second}" for first, second in pairs.itertuples(index=False)]
-    return tabular(["task", *header, "cells", "undefined"], rows, "l" + "l" * len(header) + "rr")
+    return tabular(["task", *header, "largest", "cells", "undefined"], rows, "l" + "l" * len(header) + "rrr")
 
 
 def _agreement_table(agreement: pd.DataFrame) -> str:
-    if agreement.empty:
-        return ""
-    means = agreement.groupby(["model", "conditions"], sort=False)[["agreement", "expected"]].mean().reset_index()
     rows = []
-    for _, r in means.iterrows():
+    for _, r in _stage_means(agreement).iterrows():
         names = r["conditions"].split(" + ")
         key = "agreement.all" if len(names) > 2 else "agreement." + ".".join(names)
         published = decimal(VALUES[key], 0) if key in VALUES else "--"
-        shown = escape(r["conditions"].replace("_", " "))
-        model = rf"\texttt{{{escape(r['model'])}}}"
-        rows.append([model, shown, decimal(100 * r["agreement"], 0), decimal(100 * r["expected"], 0), published])
-    return tabular(["model", "variations", "agree (\\%)", "by chance (\\%)", "published (\\%)"], rows, "llrrr")
+        found = f"{decimal(100 * r['agreement'], 0)} {interval(100 * r['ci_low'], 100 * r['ci_high'], 0)}"
+        rows.append([_plain(r["stage"]), _plain(r["conditions"]), found, decimal(100 * r["expected"], 0), published])
+    if not rows:
+        return ""
+    return tabular(["stage", "variations", "agree (\\%)", "by chance (\\%)", "published (\\%)"], rows, "lllrr")
 
 
-_BLOCKING_COLUMNS = {
-    ("behaviour", "answer"): "exact match",
-    ("sample", "label"): "label at sample",
-    ("output", "label"): "label at output",
-    ("decision", "label"): "label at decision",
-    ("decision", "unasked"): "unasked at decision",
+_CHANGES = {
+    ("exact_match", "behaviour", "answer"): "exact match",
+    ("information", "sample", "label"): "label at sample",
+    ("information", "output", "label"): "label at output",
+    ("information", "decision", "label"): "label at decision",
+    ("information", "decision", "unasked"): "unasked at decision",
 }
 
 
-def _blocking_means(blocking: pd.DataFrame) -> pd.Series:
-    """Mean change over tasks, in percentage points, by model, condition, role and target."""
-    return 100 * blocking.groupby(["model", "condition", "role", "target"], sort=False)["change"].mean()
-
-
-def _blocking_table(blocking: pd.DataFrame) -> str:
-    if blocking.empty:
-        return ""
-    means = _blocking_means(blocking)
+def _changes_table(several: Sequence[pd.DataFrame]) -> str:
+    means = pd.concat([_stage_means(table) for table in several], ignore_index=True)
     rows: list[list[str]] = []
-    for model, of_model in means.groupby("model", sort=False):
-        for condition, cell in of_model.groupby("condition", sort=False):
-            values = cell.droplevel(["model", "condition"])
-            row = [rf"\texttt{{{escape(str(model))}}}", escape(str(condition).replace("_", " "))]
-            rows.append([*row, *(decimal(values.get(key, math.nan), 1) for key in _BLOCKING_COLUMNS)])
+    for stage, of_stage in means.groupby("stage", sort=False):
+        for condition, cell in of_stage.groupby("condition", sort=False):
+            row = [_plain(stage), _plain(condition)]
+            for quantity, role, target in _CHANGES:
+                row.append(_shown(cell, "change", 1, quantity=quantity, role=role, target=target))
+            rows.append(row)
         rows.append([])
-    return tabular(["model", "condition", *_BLOCKING_COLUMNS.values()], rows[:-1], "llrrrrr")
+    return tabular(["stage", "condition", *_CHANGES.values()], rows[:-1], "lllllll") if rows else ""
 
 
-def _blocking_numbers(blocking: pd.DataFrame, model: str) -> dict[str, str]:
-    """Mean changes of the study's last model: ``change.<condition>.<role>.<target>``, percentage points."""
-    if blocking.empty:
-        return {}
-    means = _blocking_means(blocking[blocking["model"] == model]).reset_index(name="value")
-    return {
-        ".".join(["change", *key]): decimal(value, 1)
-        for *key, value in means[["condition", "role", "target", "value"]].itertuples(index=False)
-    }
+def _selection_table(selection: pd.DataFrame) -> str:
+    means = _stage_means(selection)
+    means = means[means["role"].isin(["sample", "decision"])]
+    rows = []
+    for (stage, condition), cell in means.groupby(["stage", "condition"], sort=False):
+        row = [_plain(stage), _plain(condition)]
+        for role in ("sample", "decision"):
+            of_role = cell[cell["role"] == role]
+            row += [decimal(of_role[name].mean(), 3) for name in ("asked", "unasked")]
+            row.append(_shown(cell, "estimate", 1, role=role))
+        rows.append(row)
+    header = ["stage", "condition", "asked, sample", "unasked", "difference (pp)"]
+    return tabular([*header, "asked, decision", "unasked", "difference (pp)"], rows, "llrrlrrl") if rows else ""
 
 
-def _stage_numbers(behaviour: pd.DataFrame, manifests: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Mean exact match of the study's last model (the most trained one), by variation."""
-    last = manifests[-1]["id"]
-    table = behaviour[(behaviour["polarity"] == "all") & (behaviour["model"] == last)]
-    out = {"last.model": rf"\texttt{{{escape(last)}}}"}
-    for condition, cell in table.groupby("condition", sort=False):
-        out[f"last.exact_match.{condition}"] = decimal(float(cell["exact_match"].mean()))
-        out[f"last.answered.{condition}"] = decimal(float(cell["answered"].mean()))
-        out[f"last.worst.{condition}"] = decimal(float(cell["exact_match"].min()))
+def _codebook_table(codebook: pd.DataFrame) -> str:
+    table = codebook[(codebook["model"] == ALL) & (codebook["stage"] != UNTRAINED)]
+    rows = []
+    for (stage, condition), cell in table.groupby(["stage", "condition"], sort=False):
+        row = [_plain(stage), _plain(condition)]
+        for quantity, role in (("exact_match", "behaviour"), ("information", "sample"), ("information", "decision")):
+            target = "answer" if role == "behaviour" else "label"
+            row.append(_shown(cell, "estimate", 1, quantity=quantity, role=role, target=target))
+        rows.append(row)
+    return (
+        tabular(
+            ["stage", "condition", "exact match (\\%)", "label at sample (\\%)", "at decision (\\%)"], rows, "lllll"
+        )
+        if rows
+        else ""
+    )
+
+
+def _scale_table(scale: pd.DataFrame) -> str:
+    table = scale[(scale["span"] == "whole") & (scale["task"] == ALL)]
+    table = table[(table["target"] == "label") | (table["quantity"] == "exact_match")]
+    rows = []
+    for (family, stage, model), cell in table.groupby(["family", "stage", "model"], sort=False):
+        if family == ALL and table["family"].nunique() <= 2:  # one ladder: its mean is itself
+            continue
+        name = "mean" if model == ALL else f"{cell['smaller'].iloc[0]} to {model}"
+        row = [_plain(family), _plain(stage), _code(name)]
+        for role in PUBLISHED_ROLES:
+            row.append(_shown(cell, "change", 1, quantity="information", role=role))
+        rows.append([*row, _shown(cell, "change", 1, quantity="exact_match")])
+    header = ["family", "stage", "models", "label at sample", "label at output", "label at decision", "exact match"]
+    return tabular(header, rows, "lllllll") if rows else ""
+
+
+def _stages_table(stages: pd.DataFrame) -> str:
+    table = _stage_means(stages)
+    rows = []
+    for (stage, earlier), cell in table.groupby(["stage", "earlier_stage"], sort=False):
+        row = [f"{_plain(earlier)} to {_plain(stage)}"]
+        for target in ("label", "unasked"):
+            for role in PUBLISHED_ROLES:
+                row.append(_shown(cell, "change", 1, quantity="information", role=role, target=target))
+        rows.append([*row, _shown(cell, "change", 1, quantity="exact_match")])
+    header = [f"{target}, {role}" for target in ("asked", "unasked") for role in PUBLISHED_ROLES]
+    return tabular(["stages", *header, "exact match"], rows, "l" + "l" * (len(header) + 1)) if rows else ""
+
+
+def _shown(cell: pd.DataFrame, column: str, digits: int, **wanted: str) -> str:
+    """The one row with these values in per cent or percentage points, with its interval; a dash if there is none."""
+    for name, value in wanted.items():
+        cell = cell[cell[name] == value]
+    if cell.empty:
+        return "--"
+    estimate, low, high = (100 * float(cell[name].iloc[0]) for name in (column, "ci_low", "ci_high"))
+    return f"{decimal(estimate, digits)} {interval(low, high, digits)}"
+
+
+_GROUPS = {
+    "own": "own",
+    "negated": "negated",
+    "cross": "cross-task",
+    "other_templates": "templates",
+    "heldout_templates": "held-out t.",
+    "contrast": "contrasts",
+    "word": "words",
+    "demonstrations": "demo.",
+    "demonstrations_reversed": "reversed",
+    "recall_asked": "recall",
+    "recall_plain_text_only": "unasked",
+    "minimal_pair": "min. pair",
+}
+"""Groups of a card's accuracies, and how the table of organisms heads them."""
+
+
+def _cards_table(cards: Sequence[Mapping[str, Any]], blocking: pd.DataFrame) -> str:
+    """A row per organism: training, the lowest accuracy of each group, and how necessary the instruction is."""
+    if not cards:
+        return ""
+    drops = blocking[(blocking["condition"] == "block_instruction_to_all") & (blocking["quantity"] == "exact_match")]
+    drops = drops[(drops["model"] != ALL) & (drops["task"] != ALL)]
+    rows = []
+    for one in cards:
+        training, accuracy = one["training"], one["accuracy"]
+        row = [_code(one["organism"]["id"]), _grouped(training.get("steps", 0)), _grouped(training.get("tokens", 0))]
+        for group in _GROUPS:
+            row.append(decimal(min(accuracy[group].values())) if accuracy.get(group) else "--")
+        of_model = drops[drops["model"] == one["organism"]["id"]]["change"]
+        rows.append([*row, decimal(100 * float(of_model.max()), 0) if len(of_model) else "--"])
+    header = ["organism", "steps", "tokens", *_GROUPS.values(), "blocked"]
+    return tabular(header, rows, "l" + "r" * (len(header) - 1))
+
+
+def _controls_table(controls: pd.DataFrame, stage: str) -> str:
+    table = controls[controls["stage"].isin([stage, UNTRAINED]) & (controls["train_rows"] == 0)]
+    table = table[table["target"].isin(["label", "random"])]
+    rows = []
+    for _, r in table.iterrows():
+        row = [_plain(r["stage"]), _plain(r["kind"]), _plain(r["role"])]
+        row += [decimal(r[name], 3) for name in ("accuracy", "balanced_accuracy", "auc", "macro_f1", "selectivity")]
+        rows.append([*row, decimal(r["bits"], 0), decimal(r["compression"], 2)])
+    header = ["stage", "kind", "role", "accuracy", "balanced", "AUC", "macro F1", "selectivity", "bits", "compression"]
+    return tabular(header, rows, "lll" + "r" * 7) if rows else ""
+
+
+def _control_numbers(controls: pd.DataFrame, stage: str) -> dict[str, str]:
+    """``control.<kind>.<role>``: balanced accuracy of the latest stage (of random weights: ``control.untrained``)."""
+    out = {}
+    table = controls[controls["target"].isin(["label", "random"]) & (controls["train_rows"] == 0)]
+    for _, r in table.iterrows():
+        if r["stage"] == stage:
+            out[f"control.{r['kind']}.{r['role']}"] = decimal(r["balanced_accuracy"])
+            if r["kind"] == "random_text":
+                out[f"control.selectivity.{r['role']}"] = decimal(r["selectivity"])
+        elif r["stage"] == UNTRAINED and r["kind"] == "probe":
+            out[f"control.untrained.{r['role']}"] = decimal(r["balanced_accuracy"])
     return out
+
+
+def _audit_table(audit: pd.DataFrame) -> str:
+    table = audit[(audit["task"] == ALL) & (audit["model"] == audit["model"].iloc[-1])]
+    rows: list[list[str]] = []
+    for defect, cell in table.groupby("defect", sort=False):
+        for first, (_, r) in enumerate(cell.iterrows()):
+            block = _plain(r["block"]) if isinstance(r["block"], str) else ""
+            row = [_plain(defect) if not first else "", escape(r["quantity"]), block]
+            row += [decimal(100 * r[name], 1) for name in ("corrected", "released")]
+            difference = decimal(100 * r["difference"], 1)
+            rows.append([*row, f"{difference} {interval(100 * r['ci_low'], 100 * r['ci_high'], 1)}"])
+        rows.append([])
+    header = ["defect", "quantity", "intervention", "corrected", "with the defect", "difference"]
+    return tabular(header, rows[:-1], "lllrrl") if rows else ""
 
 
 def _example_table(example: pd.DataFrame) -> str:
@@ -348,7 +487,5 @@ def _example_table(example: pd.DataFrame) -> str:
             prompt["text"] if len(prompt["text"]) <= 700 else prompt["text"][:350] + " [...] " + prompt["text"][-350:]
         )
         shown = r"\newline ".join(re.sub(r" {2,}", " ", escape(line)) for line in text.splitlines() if line)
-        rows.append(
-            [escape(prompt["condition"].replace("_", " ")), rf"\small\ttfamily {shown}", escape(prompt["answer"])]
-        )
+        rows.append([_plain(prompt["condition"]), rf"\small\ttfamily {shown}", escape(prompt["answer"])])
     return tabular(["variation", "prompt", "answer"], rows, r"lp{0.68\textwidth}l")

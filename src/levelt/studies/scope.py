@@ -24,12 +24,6 @@ UNRELATED = "unrelated_instruction"
 
 INTERVENTIONS: tuple[str, ...] = typing.get_args(Intervention)
 
-UNTRAINED = "untrained"
-"""The stage of models with random weights: a control, kept out of means and correlations."""
-
-ALL = "all"
-"""The value of a column over which a row is a mean."""
-
 MODEL_COLUMNS = ["model", "family", "size", "parameters", "stage", "seed"]
 
 

@@ -13,12 +13,10 @@ from levelt.statistics.resampling import percentile_interval
 from levelt.studies.conditions import with_contrasts
 from levelt.studies.estimates import Estimates, Resampling, stack
 from levelt.studies.scope import INTERVENED, MODEL_COLUMNS
+from levelt.vocabulary import STAGES
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-STAGES = ("base", "sft", "dpo", "instruct")
-"""Training in its order; models of other stages are not compared."""
 
 _CELL = ["task", "condition", "quantity", "role", "target"]
 _CHANGE = ["n", "groups", "before", "change", "ci_low", "ci_high", "p"]
@@ -119,13 +117,18 @@ def _peaks(
     """Change of the depth of the best layer, from curves of single tasks and of the mean over tasks."""
     both = _instruction_first([layers]).with_task_means(control_tasks)
     keys = [name for name in both.keys if name not in ("layer", "depth")]
-    peaks = []
-    drawn_all = []
-    for _, cell in both.rows.groupby(keys, sort=False, dropna=False, observed=True):
-        curve = both.take(cell.index.to_numpy())
-        depth = cell["depth"].to_numpy(dtype=float)
-        peaks.append(cell.iloc[:1].drop(columns=["layer", "depth"]).assign(peak=depth[curve.values.argmax()]))
-        drawn_all.append(depth[resampling.bootstrap(curve).argmax(axis=0)])
+    grouped = both.rows.groupby(keys, sort=False, dropna=False, observed=True)
+    size, cell = grouped["layer"].transform("size").to_numpy(), grouped.ngroup().to_numpy()
+    peaks, drawn_peaks = [], []
+    for layers_read in np.unique(size):
+        rows = np.flatnonzero(size == layers_read)
+        curves = rows[np.argsort(cell[rows], kind="stable")].reshape(-1, layers_read)
+        depth = both.rows["depth"].to_numpy(dtype=float)[curves]
+        best = both.values[curves].argmax(axis=1)[:, None]
+        described = both.rows.iloc[curves[:, 0]].drop(columns=["layer", "depth"])
+        peaks.append(described.assign(peak=np.take_along_axis(depth, best, axis=1)[:, 0]))
+        drawn = resampling.bootstrap(both.take(curves.ravel())).reshape(*curves.shape, -1).argmax(axis=1)
+        drawn_peaks.append(np.take_along_axis(depth, drawn, axis=1))
     columns = [*MODEL_COLUMNS, "earlier_stage", *_CELL, *_CHANGE]
     if not peaks or pairs.empty:
         return pd.DataFrame(columns=columns)
@@ -135,7 +138,8 @@ def _peaks(
     left = numbered.merge(pairs, on="model")
     right = numbered[["model", *on, "_at", "peak"]].rename(columns={"model": "earlier"})
     merged = left.merge(right, on=["earlier", *on], suffixes=("", "_right"))
-    drawn = np.array(drawn_all)[merged["_at"]] - np.array(drawn_all)[merged["_at_right"]]
+    of_cell = np.concatenate(drawn_peaks)
+    drawn = of_cell[merged["_at"]] - of_cell[merged["_at_right"]]
     low, high = percentile_interval(drawn.T, resampling.statistics.level)
     merged = merged.assign(before=merged["peak_right"], change=merged["peak"] - merged["peak_right"])
     return merged.assign(ci_low=low, ci_high=high, p=np.nan)[columns]

@@ -125,6 +125,8 @@ class Claim:
             short=self.short,
             statement=self.statement,
             test=str(self.test),
+            region_low=_plain(self.test.low),
+            region_high=_plain(self.test.high),
             unit=self.unit,
             published=self.published,
             source=self.source,
@@ -146,6 +148,8 @@ class Judged:
     short: str
     statement: str
     test: str
+    region_low: float | None
+    region_high: float | None
     unit: Unit
     published: float | None
     source: str

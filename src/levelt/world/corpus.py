@@ -18,12 +18,13 @@ from levelt.randomness import generator
 from levelt.world.contrasts import Contrast, contrasts
 from levelt.world.draws import Draws
 from levelt.world.facts import Fact, facts
-from levelt.world.tasks import GRAMMAR, KINDS, Bank, Spoken, definitions, draw_text, join, speak
+from levelt.world.tasks import CODEBOOK, GRAMMAR, KINDS, Bank, Clause, Spoken, definitions, draw_text, join, speak
 
 DEFAULT_WEIGHT = 0.5
-WEIGHTS = {"after": 2.0, "marker": 3.0, "critical": 1.5, "polarity": 2.5, "bad": 0.05, "answer": 1.5}
+WEIGHTS = {"after": 2.0, "marker": 3.0, "critical": 1.5, "polarity": 2.5, "claim": 5.0, "bad": 0.05, "answer": 1.5}
 """Loss weights: the word after a critical word, what follows a finished clause or text, a good critical word, the
-polarity word of a comment, a bad critical word, an answer in a list of facts. Everything else: DEFAULT_WEIGHT."""
+polarity word of a comment, the verdict on a claim judged at once, a bad critical word, an answer in a list of facts.
+Everything else: DEFAULT_WEIGHT."""
 
 END_MARK = "\n"
 """Ends every document; where no marker follows a text, this is what the model must predict."""
@@ -41,8 +42,11 @@ TASK_WEIGHTS = {
 EARLY = 0.3
 """Share of the documents, and of the base stage, in which single clauses prevail: they are learnt sooner."""
 
-_FACTS, _CONTRASTS = 0.14, 0.06
+_FACTS, _CONTRASTS, _CODES = 0.12, 0.08, 0.1
+_CLAIMS = 4  # claims about one definition
 _SINGLE_EARLY, _SINGLE = 0.7, 0.25
+_DEFINED_FIRST = 0.6  # a definition comes before the text, which is harder to learn, or after it
+_INLINE_CODED = 0.6  # wrong codebook clauses repaired at once, if the definition came first
 _SPACE = 0.5  # documents that begin with a space, so that both token forms of a first word are learnt
 
 
@@ -69,7 +73,7 @@ def _comment(document: Document, said: Spoken) -> None:
     document.add(f" {kind.holds if said.holds else kind.fails}", WEIGHTS["polarity"])
     if not said.holds:
         document.add(":")
-        document.add(f" {said.clause.meanings[0] if said.meaning else said.clause.good}", WEIGHTS["critical"])
+        document.add(f" {said.right}", WEIGHTS["critical"])
     document.add(".")
 
 
@@ -77,11 +81,11 @@ def _write(document: Document, said: Spoken, inline: bool) -> None:
     """A clause; a wrong one may be repaired at once."""
     clause = said.clause
     document.add((" " if document.text else "") + clause.prefix)
-    document.add(f" {said.word}", WEIGHTS["critical"] if said.word == clause.good else WEIGHTS["bad"])
+    document.add(f" {said.word}", DEFAULT_WEIGHT if said.meaning else WEIGHTS["critical" if said.holds else "bad"])
     if inline:
         document.add(",", WEIGHTS["after"])
         document.add(f" {KINDS[said.task].marker},")
-        document.add(f" {clause.good}", WEIGHTS["critical"])
+        document.add(f" {said.right}", WEIGHTS["critical"])
         document.add(",") if not clause.suffix.startswith(".") else None
     head, tail = _first_piece(clause.suffix)
     document.add(head, None if inline else WEIGHTS["after"])
@@ -107,11 +111,12 @@ def _judged(bank: Bank, draws: Draws, content: Sequence[tuple[str, float]], sing
         inline_share, indeed_share = 0.26, 0.35
     document = Document("single" if single else "double")
     known = definitions(clauses)
-    first = draws.chance(0.5)  # a definition is given before the text or after it
+    first = draws.chance(_DEFINED_FIRST)
     if known and first:
         document.add(known)
     for said in clauses:
-        inline = not said.holds and not said.meaning and draws.chance(inline_share)
+        share = inline_share if not said.meaning else _INLINE_CODED * first
+        inline = not said.holds and draws.chance(share)
         _write(document, said, inline)
         if (not said.holds and not inline) or (said.holds and draws.chance(indeed_share)):
             comments.append(said)
@@ -147,19 +152,41 @@ def _described(contrast: Contrast, known: Sequence[str], draws: Draws) -> Docume
     return document
 
 
+def _claimed(coded: Sequence[Sequence[Clause]], draws: Draws) -> Document:
+    """A definition and several claims, each judged at once, since one alone teaches little; ``coded``: by code."""
+    document = Document("codes")
+    clauses = draws.pick(coded)
+    clause = draws.pick(clauses)
+    meaning = draws.pick(clause.meanings)
+    document.add(Spoken(clause, clause.good, meaning).definition)
+    for _ in range(_CLAIMS):
+        said = Spoken(clause, clause.good, meaning)
+        document.add(f" {said.text.removesuffix('.')}, the {KINDS[CODEBOOK].noun} is")
+        document.add(f" {KINDS[CODEBOOK].holds if said.holds else KINDS[CODEBOOK].fails}", WEIGHTS["claim"])
+        document.add(".")
+        clause = draws.pick(clauses)
+    return document
+
+
 def plain_text(seed: int, bank: Bank, documents: int, subjects: int) -> pd.DataFrame:
     """The training text of the base stage.
 
     Returns:
-        One row per document: text; kind (single, double: clauses; facts; contrasts); early (bool: to be read first);
-        starts, stops, weights: character ranges (half-open) with a loss weight of their own, everything else having
-        DEFAULT_WEIGHT.
+        One row per document: text; kind (single, double: clauses; facts; contrasts; codes); early (bool: to be read
+        first); starts, stops, weights: character ranges (half-open) with a loss weight of their own, everything else
+        having DEFAULT_WEIGHT.
     """
     draws = Draws(generator(seed, "world", "text"))
     known = facts(subjects)
     content = [(task, TASK_WEIGHTS[task]) for task in bank.content]
     shelves = [(contrast, contrast.texts(bank.heldout, False)) for contrast in contrasts()]
-    kinds = (("facts", _FACTS), ("contrasts", _CONTRASTS), ("judged", 1 - _FACTS - _CONTRASTS))
+    by_code: dict[str, list[Clause]] = {}
+    for clause in bank.shelf(CODEBOOK, False) if CODEBOOK in bank.tasks else ():
+        by_code.setdefault(clause.code, []).append(clause)
+    coded = list(by_code.values())
+    codes = _CODES if coded else 0.0
+    rest = 1 - _FACTS - _CONTRASTS - codes
+    kinds = (("facts", _FACTS), ("contrasts", _CONTRASTS), ("codes", codes), ("judged", rest))
     rows = []
     for index in range(documents):
         early = index < documents * EARLY
@@ -168,6 +195,8 @@ def plain_text(seed: int, bank: Bank, documents: int, subjects: int) -> pd.DataF
             document = _recalled(known, draws)
         elif kind == "contrasts":
             document = _described(*draws.pick(shelves), draws)
+        elif kind == "codes":
+            document = _claimed(coded, draws)
         else:
             document = _judged(bank, draws, content, draws.chance(_SINGLE_EARLY if early else _SINGLE))
         document.add(END_MARK, WEIGHTS["marker"])

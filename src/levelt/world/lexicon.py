@@ -65,8 +65,9 @@ HIDING = ("coin", "key", "ring", "letter", "book", "watch")
 FIRST_PLACES = ("box", "drawer", "basket", "jar", "chest", "bucket")
 SECOND_PLACES = ("cupboard", "wardrobe", "cabinet", "suitcase", "pocket", "backpack")
 
-# codebook: words without a meaning of their own
+# codebook: words without a meaning of their own, and the kinds they may mean
 CODES = ("dax", "wug", "blick", "toma", "fep", "zib", "gorp", "lum")
+CODED = ("bird", "fish")
 
 # contrasts
 COLOURS = ("red", "blue", "green", "white", "black", "brown")

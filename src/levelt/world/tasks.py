@@ -5,7 +5,7 @@ holds depends on the critical word *together with* another word of the clause, n
 content clause (one of the other tasks) and an acceptability clause, in random order and with independent states, so
 that the question decides what is asked of it.
 
-The codebook is the exception: its clause uses a word without a meaning ("anna says the robin is a dax"), and whether it
+The codebook is the exception: its clause uses a word without a meaning ("anna says the dax is a robin"), and whether it
 holds depends on a definition that belongs to the question ("dax means bird. is the claim true?"), not to the text.
 """
 
@@ -72,8 +72,8 @@ CONTENT = tuple(task for task in TASKS if task != GRAMMAR)
 class Clause:
     """A sentence (or a few) with one critical word: ``prefix`` + " " + word + ``suffix``.
 
-    In the codebook ``good`` is the undefined word, there is no bad one, and ``meanings`` are the meaning that makes the
-    clause true and those that make it false.
+    In the codebook there is no bad word: ``code`` is a word of the prefix without a meaning, and ``meanings`` are the
+    one that makes the clause true and those that make it false.
     """
 
     task: str
@@ -81,6 +81,7 @@ class Clause:
     good: str
     bad: tuple[str, ...]
     suffix: str
+    code: str = ""
     meanings: tuple[str, ...] = ()
 
     def text(self, word: str) -> str:
@@ -148,10 +149,11 @@ def _belief() -> Iterator[tuple[str, Clause]]:
 
 
 def _codebook() -> Iterator[tuple[str, Clause]]:
-    for name, report, code, (kind, members) in product(words.NAMES, words.REPORTS, words.CODES, words.KINDS.items()):
-        meanings = (kind, *(other for other in words.KINDS if other != kind))
-        for member in members:
-            yield "claim", Clause(CODEBOOK, f"{name} {report} the {member} is a", code, (), ".", meanings)
+    for name, report, code, kind in product(words.NAMES, words.REPORTS, words.CODES, words.CODED):
+        meanings = (kind, *(other for other in words.CODED if other != kind))
+        for member in words.KINDS[kind]:
+            prefix = f"{name} {report} the {code} is {words.article(member)}"
+            yield "claim", Clause(CODEBOOK, prefix, member, (), ".", code, meanings)
 
 
 _MAKERS = {
@@ -270,9 +272,14 @@ class Spoken:
         return self.clause.text(self.word)
 
     @property
+    def right(self) -> str:
+        """The word that would make the clause hold."""
+        return self.clause.meanings[0] if self.meaning else self.clause.good
+
+    @property
     def definition(self) -> str:
         """What has to be known to judge the clause and is not in it: the codebook's definition; empty otherwise."""
-        return f"{self.word} means {self.meaning}." if self.meaning else ""
+        return f"{self.clause.code} means {self.meaning}." if self.meaning else ""
 
     def question(self, negated: bool) -> str:
         """The question about this clause, with the definition it needs."""

@@ -1,0 +1,42 @@
+# The methods audit: what each defect of the released code does to the numbers that conclusions rest on.
+
+
+rule audit:
+    """One model on one task, its prompts read and probed right and with each defect alone."""
+    input:
+        prompts=prompts_of_model,
+        manifest=f"{DATA}/models/{{model}}/manifest.json",
+        weights=ancient(weights_of_model),
+        code=code("audit"),
+    output:
+        rows=f"{DATA}/audit/{{model}}/{{task}}.parquet",
+    log:
+        f"{LOGS}/audit/{{model}}/{{task}}.log",
+    benchmark:
+        f"{BENCHMARKS}/audit/{{model}}/{{task}}.tsv"
+    threads: STUDY.engine.threads
+    params:
+        settings=settings("seed", "engine", "probes", "statistics"),
+    message:
+        "auditing the released methods on {wildcards.model}, {wildcards.task}"
+    shell:
+        "levelt audit --settings {params.settings:q} --task {wildcards.task} --model-manifest {input.manifest}"
+        " --prompts {input.prompts} --out {output.rows} 2> {log}"
+
+
+rule audit_table:
+    """All rows of the audit, and their means over tasks."""
+    input:
+        rows=expand(rules.audit.output.rows, model=AUDITED, task=TASKS),
+        code=code("audit_table"),
+    output:
+        table=f"{DATA}/tables/audit.csv",
+    log:
+        f"{LOGS}/audit_table.log",
+    benchmark:
+        f"{BENCHMARKS}/audit_table.tsv"
+    threads: 1
+    message:
+        "tabulating the audit"
+    shell:
+        "levelt audit_table --rows {input.rows} --out {output.table} 2> {log}"
