@@ -39,12 +39,14 @@ def decoded(probes: pd.DataFrame, model: str) -> pd.DataFrame:
 
 
 def written(patching: pd.DataFrame, model: str) -> pd.DataFrame:
-    """Specific effect of the last instruction token's vector of each layer alone, mean over tasks and instructions."""
+    """Specific effect of the last instruction token, each layer alone; mean over tasks and instructions."""
     chosen = patching[(patching["model"] == model) & (patching["measure"] == "specific") & (patching["token"] == 0)]
     layers = chosen["first"].max()
     chosen = chosen[(chosen["second"] == 0) & (chosen["receiver"] == chosen["receiver"].iloc[0])]
     chosen = chosen.assign(squared=((chosen["ci_high"] - chosen["ci_low"]) / 2) ** 2)
-    means = chosen.groupby("first", sort=True).agg(value=("mean", "mean"), squared=("squared", "sum"), n=("squared", "size"))
+    means = chosen.groupby("first", sort=True).agg(
+        value=("mean", "mean"), squared=("squared", "sum"), n=("squared", "size")
+    )
     table: pd.DataFrame = means.reset_index().rename(columns={"first": "layer"})
     half = np.sqrt(table.pop("squared")) / table.pop("n")
     table = table.assign(panel="written", line="instruction token", depth=table["layer"] / layers)
