@@ -19,7 +19,7 @@ FLOORS = {
     "statistics": 2,
     "ledger": 2,
     "config": 1,
-    "vocabulary": 1,
+    "vocabulary": 0,
     "randomness": 0,
     "files": 0,
     "marks": 0,

@@ -39,7 +39,7 @@ def test_stages_follow_the_folders() -> None:
     tree = stages([*JOBS, *more], "c.yaml", {})["stages"]
     assert list(tree) == ["world", "figures-samples", "music-steps", "records"]
     assert [list(out) for out in tree["figures-samples"]["outs"]] == [["data/s/samples"], ["figures/s"]]
-    assert tree["records"]["deps"] == ["data/s/music", "data/s/steps"]
+    assert tree["records"]["deps"] == ["data/s/music", "data/s/steps", "figures/s"]
     assert tree["records"]["outs"] == [{".snakemake/metadata": {"persist": True}}]
 
 

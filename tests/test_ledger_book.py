@@ -20,7 +20,7 @@ from levelt.files import read_json
 from levelt.ledger.book import Book, read_book
 from levelt.ledger.recompute import compare
 from levelt.ledger.records import output_of, record_path
-from levelt.ledger.trace import chain
+from levelt.ledger.trace import chain, origin
 from toy import CONFIG, Toy, environment, make_toy
 
 NOTHING = "Nothing to be done"
@@ -162,7 +162,7 @@ def test_a_library_upgrade_is_found_where_it_matters(toy: Toy, book: Book) -> No
     assert toy.ledger("commit").returncode == 0
     assert toy.findings() == {}
     lock.write_text(re.sub(r"^numpy==.*$", "numpy==99.0", before, flags=re.MULTILINE))
-    assert re.search(r"pins numpy 99\.0, but claims figure report ran with", toy.findings()["requirements.lock"])
+    assert re.search(r"pins numpy 99\.0, but claims figure models report ran with", toy.findings()["requirements.lock"])
 
 
 # --- commit: refuses, repeats, survives ------------------------------------------------------------------------------
@@ -279,6 +279,30 @@ def test_trace_says_what_the_run_did(toy: Toy, book: Book) -> None:
         assert code in toy.ledger("trace", name).stdout, name
     assert "other numbers" in toy.ledger("trace", "0123456789").stderr
     assert chain(book, "paper/toy/report.pdf")[0].rule == "report"
+
+
+def test_the_origin_of_a_raw_file(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(toy.path)
+    assert origin("raw.csv")["licence"] == "that of this repository"
+    Path("raw.csv.dvc").write_text(
+        "deps:\n- path: https://example.org/raw.csv\n  etag: e1\nmeta: {licence: CC-BY-4.0}\n"
+    )
+    assert origin("raw.csv") == {"origin": "https://example.org/raw.csv e1", "licence": "CC-BY-4.0"}
+    Path("other.csv").write_text("x")
+    assert origin("other.csv") == {"origin": "not stated", "licence": "not stated"}
+
+
+def test_crate_has_every_job_and_file(book: Book, toy: Toy) -> None:
+    """Validity against the profiles was checked with roc-validator, which needs the network for its contexts."""
+    pytest.importorskip("rocrate", reason="ro-crate-py is not installed")
+    from levelt.ledger.crate import write_crate
+
+    graph = read_json(write_crate(book, toy.path / "crate") / "ro-crate-metadata.json")["@graph"]
+    jobs = [entity for entity in graph if entity["@id"].startswith("#job-")]
+    assert sorted(job["description"] for job in jobs) == sorted(entry.command for entry in book.jobs)
+    hashes = {entity["@id"]: entity["sha256"] for entity in graph if "sha256" in entity}
+    assert hashes == {path: digest for path, (digest, _) in book.files.items()}
+    assert all((toy.path / "crate" / path).is_file() for path in book.files)
 
 
 def test_trace_needs_no_pull(published: Toy, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -77,11 +78,17 @@ def _commit(arguments: argparse.Namespace) -> int:
     from levelt.ledger.commit import commit, local_only
 
     rooms = local_only(sorted(LOCAL_ONLY))
-    book = commit(_study(arguments), arguments.config, rooms, prune=arguments.prune)
+    book, by_time = commit(_study(arguments), arguments.config, rooms, prune=arguments.prune)
     print(
         f"{len(book.jobs)} jobs and {len(book.files)} files recorded in dvc.lock and {book_path(book.study)}; "
         "commit both to git"
     )
+    if by_time:
+        print(
+            f"warning: {by_time[0]} and {len(by_time) - 1} other inputs have no checksum (bigger than "
+            "max-checksum-file-size, and not behind a manifest): after a clone they are judged by file time",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -97,7 +104,11 @@ def _trace(arguments: argparse.Namespace) -> int:
     from levelt.ledger.trace import render_tree, trace
 
     tree = trace(read_book(_study(arguments)), arguments.target)
-    print(json.dumps(tree, indent=1, ensure_ascii=False) if arguments.json else render_tree(tree, arguments.full))
+    text = json.dumps(tree, indent=1, ensure_ascii=False) if arguments.json else render_tree(tree, arguments.full)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

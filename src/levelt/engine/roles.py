@@ -19,7 +19,7 @@ from levelt.config import Role
 from levelt.files import InputError
 from levelt.prompts.spans import DECISION, RELEASED, TokenGroups
 
-ROLE_SITES: Mapping[Role, Literal["residual", "attention"]] = {
+ROLE_SITES: Mapping[str, Literal["residual", "attention"]] = {
     "sample": "residual",
     "output": "attention",
     "decision": "residual",

@@ -44,13 +44,16 @@ def local_only(default: Sequence[str]) -> list[str]:
     return [Path(folder).name for folder, stored in dvc_outs().items() if not stored]
 
 
-def commit(study: str, config: str, rooms: Sequence[str], prune: bool = False) -> Book:
+def commit(study: str, config: str, rooms: Sequence[str], prune: bool = False) -> tuple[Book, list[str]]:
     """Record the hashes of a finished run in dvc.lock and the book.
 
     Args:
         study, config: name of the study and path of its config.
         rooms: folders of a study that are hashed but not stored.
         prune: delete leftovers (files and records of jobs the study no longer has) instead of refusing.
+
+    Returns:
+        The book, and the inputs that Snakemake judges by file time (too big for a checksum, not behind a manifest).
 
     Raises:
         InputError: the run is not finished, or the files are not what its jobs read or wrote; nothing is recorded.
@@ -60,9 +63,6 @@ def commit(study: str, config: str, rooms: Sequence[str], prune: bool = False) -
     with _alone():
         restore()
         jobs = read_jobs(Path("Snakefile"), Path(config))
-        for path, text in derived(jobs, config, rooms).items():
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                raise InputError(f"{path} does not match the rules: run `levelt ledger stages --config {config}`")
         if running():
             raise InputError("snakemake is at work here (or was killed: `snakemake --unlock`); commit when it is done")
         plan = dry_run(config)
@@ -71,6 +71,9 @@ def commit(study: str, config: str, rooms: Sequence[str], prune: bool = False) -
                 "the run is not complete (snakemake -n has work to do): "
                 f"run `snakemake --cores all --configfile {config}`"
             )
+        for path, text in derived(jobs, config, rooms).items():
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                raise InputError(f"{path} does not match the rules: run `levelt ledger stages --config {config}`")
         _leftovers(jobs, prune)
         before = read_book(study) if book_path(study).is_file() else None
         records = {job.outputs[0]: read_record(job.outputs) for job in jobs if job.outputs}
@@ -79,7 +82,7 @@ def commit(study: str, config: str, rooms: Sequence[str], prune: bool = False) -
         _dvc_commit()
         write_book(make_book(study, config, jobs, records, files, before))
         KEPT.unlink(missing_ok=True)
-        return read_book(study)
+        return read_book(study), _judged_by_time(jobs, records)
 
 
 def restore() -> bool:
@@ -146,6 +149,17 @@ def _leftovers(jobs: Sequence[Job], prune: bool) -> None:
 
 def _counts(path: Path) -> bool:
     return path.name != ".snakemake_timestamp" and not any(part.endswith(_IGNORED) for part in path.parts)
+
+
+def _judged_by_time(jobs: Sequence[Job], records: Mapping[str, Record]) -> list[str]:
+    return sorted(
+        {
+            path
+            for job in jobs
+            if job.outputs
+            for path in set(job.inputs) - set(job.ancient) - set(records[job.outputs[0]].checksums)
+        }
+    )
 
 
 def _consistent(

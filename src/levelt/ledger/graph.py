@@ -16,7 +16,8 @@ from levelt.files import InputError
 
 @dataclass(frozen=True)
 class Job:
-    """One job: rule name, files relative to the working directory, the config keys it may use, its log and threads."""
+    """One job: rule name, files relative to the working directory, the config keys it may use, its log and threads, and
+    the inputs whose file times do not count (``ancient``)."""
 
     rule: str
     inputs: tuple[str, ...]
@@ -24,6 +25,7 @@ class Job:
     keys: tuple[str, ...]
     log: str = ""
     threads: int = 1
+    ancient: tuple[str, ...] = ()
 
 
 def read_jobs(snakefile: Path, configfile: Path) -> Sequence[Job]:
@@ -59,6 +61,7 @@ def read_jobs(snakefile: Path, configfile: Path) -> Sequence[Job]:
             tuple(sorted(json.loads(job.params.get("settings", "{}")))),
             str(next(iter(job.log), "")),
             int(job.rule.resources["_cores"].value),
+            tuple(str(path) for path in job.input if path.is_ancient),
         )
         for job in jobs
     ]

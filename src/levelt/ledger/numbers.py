@@ -44,8 +44,8 @@ def number_findings(book: Book, here: Mapping[str, Any]) -> Iterator[Problem]:
 def disagreements(macros: Mapping[str, str], claims: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
     """(macro, what it says, what the claims say) for every generated statement that is not its claim's.
 
-    The sentence of a claim is ``claim.<id>``, with or without the study's prefix in the id. It must name the verdict, and
-    each of estimate, ci_low and ci_high must be one of its numbers, rounded. ``verdicts.<verdict>`` counts claims.
+    The sentence of a claim is ``claim.<id>``, with or without the study's prefix in the id. It must name the verdict,
+    and each of estimate, ci_low and ci_high must be one of its numbers, rounded. ``verdicts.<verdict>`` counts claims.
     """
     for claim in claims:
         key = next((k for k in (f"claim.{claim['id']}", f"claim.{claim['id'].partition('.')[2]}") if k in macros), None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from levelt.files import InputError
 from levelt.ledger.book import CODE, Book, Entry, git, hashes
@@ -85,24 +87,28 @@ def trace(book: Book, target: str, here: Mapping[str, tuple[str, int]] | None = 
         "settings": {key: value for entry in jobs for key, value in sorted(entry.settings.items())},
         "seeds": sorted({entry.settings["seed"] for entry in jobs if "seed" in entry.settings}),
         "data": {room: [_file(book, file, here) for file in files] for room, files in rooms.items()},
-        "raw": [{**_file(book, file, here), **origin(file, jobs)} for file in sorted(inputs - set(maker))],
+        "raw": [{**_file(book, file, here), **origin(file)} for file in sorted(inputs - set(maker))],
         "environments": {name: book.environments[name] for name in sorted({entry.environment for entry in jobs})},
     }
 
 
-def origin(path: str, jobs: Iterable[Entry]) -> dict[str, Any]:
-    """Where a raw file comes from: this repository's commit, or what the config says about it."""
+def origin(path: str) -> dict[str, str]:
+    """Where a raw file comes from, and its licence.
+
+    `dvc import-url` and `dvc import` leave a .dvc file beside what they fetch, with the address, the revision and
+    (under ``meta``, written by hand) the licence. A file in git comes from this repository. Else: not stated.
+    """
+    note = Path(f"{path}.dvc")
+    if note.is_file():
+        tree = yaml.safe_load(note.read_text(encoding="utf-8"))
+        source = (tree.get("deps") or [{}])[0]
+        repository = source.get("repo", {})
+        parts = [repository.get("url"), source.get("path"), repository.get("rev_lock") or source.get("etag")]
+        said = " ".join(str(part) for part in parts if part)
+        return {"origin": said or "not stated", "licence": str(tree.get("meta", {}).get("licence", "not stated"))}
     commit = git("log", "-1", "--format=%H", "--", path)
     if commit:
         return {"origin": f"this repository, commit {commit[:10]}", "licence": "that of this repository"}
-    for entry in jobs:
-        for value in entry.settings.values():
-            source = value.get("source") if isinstance(value, Mapping) else None
-            if isinstance(source, Mapping) and source.get("path") == path:
-                return {
-                    "origin": source.get("origin") or "not stated",
-                    "licence": source.get("licence") or "not stated",
-                }
     return {"origin": "not stated", "licence": "not stated"}
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from levelt.config import Probes, Statistics, Variation
+from levelt.engine.roles import ROLE_SITES
 from levelt.files import InputError
 from levelt.probes.folds import check_folds, deal_folds
 from levelt.probes.grid import OutOfFold, out_of_fold
@@ -31,16 +32,6 @@ log = logging.getLogger(__name__)
 
 Codes = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-
-SITES = {
-    "sample": "residual",
-    "output": "attention",
-    "decision": "residual",
-    "before": "residual",
-    "output_with_decision": "attention",
-    "sample_as_released": "residual",
-}
-"""The site read at each role (design.md, *role*; the output role as published: methods/1 section 3)."""
 
 VARIATIONS: tuple[str, ...] = typing.get_args(Variation)
 
@@ -145,7 +136,7 @@ class Cell:
     @property
     def site(self) -> str:
         """What is read at the role."""
-        return SITES[self.role]
+        return ROLE_SITES[self.role]
 
     @property
     def layers(self) -> npt.NDArray[np.int64]:
@@ -167,7 +158,7 @@ def cells_of(
         chosen = prompts[prompts["condition"] == variation_of(condition)].reset_index(drop=True)
         labels = labels_of(chosen, arrays, probes.targets)
         for role in probes.roles:
-            values = arrays[f"{role}.{SITES[role]}"]
+            values = arrays[f"{role}.{ROLE_SITES[role]}"]
             if len(values) != len(chosen):
                 raise InputError(f"{task}, {condition}: {len(values)} activation rows for {len(chosen)} prompts")
             finite = np.isfinite(values).all(axis=(1, 2))
