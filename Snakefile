@@ -18,6 +18,7 @@ include: "rules/correlations.smk"
 include: "rules/vectors.smk"
 include: "rules/claims.smk"
 include: "rules/audit.smk"
+include: "rules/recall.smk"
 include: "rules/figures.smk"
 include: "rules/paper.smk"
 

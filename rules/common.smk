@@ -58,6 +58,14 @@ if STUDY.vectors:
         "vectors_paths": ["paths"],
         "vectors_circuits": ["circuits"],
     }
+RECALL_TABLES = ["lens", "knockout", "tracing", "heads", "recall", "recall_audit", "recall_lists"]
+if STUDY.recall:
+    FIGURE_TABLES["recall_decode"] = ["lens"]
+    FIGURE_TABLES["recall_lens"] = ["lens", "knockout"]
+    FIGURE_TABLES["recall_heads"] = ["heads"]
+    FIGURE_TABLES["recall_joint"] = ["probes", "lens"]
+    if STUDY.recall.tracing.subjects:
+        FIGURE_TABLES["recall_tracing"] = ["tracing"]
 FIGURES = [*FIGURE_TABLES, *(["training"] if ORGANISMS else [])]
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]

@@ -8,6 +8,7 @@ exactly the keys its rule names, so that what a stage can depend on is what its 
 from __future__ import annotations
 
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -580,6 +581,94 @@ class Vectors(Section):
     shuffles: int = Field(8, ge=1, description="Draws of shuffled labels that probes are compared with.")
 
 
+class WorldFacts(Section):
+    """The facts of the synthetic world."""
+
+    kind: Literal["world"] = Field("world", description="Countries and cities, artists and songs, actors and films.")
+
+
+class FactsFile(Section):
+    """A table of facts."""
+
+    kind: Literal["file"] = Field("file", description="The facts come from a CSV file.")
+    path: str = Field(description="A .csv file, UTF-8, a row per answer: columns relation, subject, answer.")
+
+
+class ListingFiles(Section):
+    """Prompts with their answers as the released code of the paper has them."""
+
+    kind: Literal["listings"] = Field("listings", description="The prompts come from the authors' JSON Lines files.")
+    paths: list[str] = Field(min_length=3, max_length=3, description="The files of answer steps 1, 2 and 3.")
+    relation: Name = Field(description="What is listed, for the tables (songs, cities, ...).")
+
+
+class RecallTemplate(Section):
+    """How a list of answers is asked for and written."""
+
+    system: str = Field("", description="System message; empty for none.")
+    user: str = Field(description="The request, with {relation} (what is listed, plural) and {subject} once each.")
+    lead: str = Field(description="What the answer begins with, such as `they are` or ` 1.`; the first item follows.")
+    separator: str = Field(", | and ", description="Regular expression that parts two items of a generated list.")
+    between: str = Field(
+        ", ", description="What is written between two items of a given list; {number} is the next item's number."
+    )
+    trim: str = Field(" \n\"'_*.,", description="Characters taken off both ends of an item.")
+    chat: bool = Field(True, description="Whether the request is a chat message, or plain text in front of `lead`.")
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> RecallTemplate:
+        for placeholder in ("{relation}", "{subject}"):
+            if self.user.count(placeholder) != 1:
+                raise ValueError(f"user must contain {placeholder} once: {self.user!r}")
+        if self.system and not self.chat:
+            raise ValueError("a system message needs chat: true")
+        try:
+            re.compile(self.separator)
+        except re.error as error:
+            raise ValueError(f"separator {self.separator!r} is not a regular expression ({error})") from None
+        return self
+
+
+class Tracing(Section):
+    """Causal tracing of the recall study."""
+
+    subjects: int = Field(100, ge=0, description="Subjects traced of each relation and template; 0 for no tracing.")
+    draws: int = Field(10, ge=1, description="Draws of the noise, shared by all cells of a prompt.")
+    sigmas: float = Field(3.0, gt=0, description="Standard deviation of the noise, in spreads of the embeddings.")
+    window: int | None = Field(
+        None, ge=1, description="Layers restored around each centre. Default: the published 10 of 32, to scale."
+    )
+
+
+class Recall(Section):
+    """The recall study: how a list of several answers is produced without repetition."""
+
+    models: list[Name] = Field([], description="Checkpoints studied; none named: all.")
+    source: Annotated[WorldFacts | FactsFile | ListingFiles, Field(discriminator="kind")] = Field(
+        default=WorldFacts(), description="Where subjects and answers come from."
+    )
+    templates: dict[Name, RecallTemplate] = Field({}, description="Wordings by name (none for `listings`).")
+    lists: Literal["generated", "given"] = Field(
+        "generated",
+        description="generated: the model's own greedy lists, kept if distinct and correct (as published); given: the "
+        "first three answers of the facts, whether or not the model would say so.",
+    )
+    collisions: Literal["drop", "flag"] = Field(
+        "drop", description="Lists in which two of subject and answers begin with the same token: leave out, or mark."
+    )
+    max_new_tokens: int = Field(48, ge=4, description="Most tokens generated for a list.")
+    tracing: Tracing = Field(default=Tracing(), description="Causal tracing.")
+
+    @model_validator(mode="after")
+    def _has_templates(self) -> Recall:
+        if bool(self.templates) == isinstance(self.source, ListingFiles):
+            raise ValueError(
+                "templates are needed for facts, and only for them: listings bring their own wording "
+                f"(source {self.source.kind}, templates {list(self.templates)})"
+            )
+        return self
+
+
 class Statistics(Section):
     """Intervals, tests and means."""
 
@@ -615,6 +704,7 @@ class Study(Section):
     statistics: Statistics = Field(default=Statistics(), description="Intervals.")
     vectors: Vectors | None = Field(None, description="The study of instruction vectors; null: left out.")
     audit: Audit | None = Field(None, description="The methods audit; without it the study has none.")
+    recall: Recall | None = Field(None, description="The recall study; left out, the study has no such part.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -639,6 +729,12 @@ class Study(Section):
         unknown = sorted(set(self.audit.models if self.audit else []) - set(self.model_ids))
         if unknown:
             raise ValueError(f"audit.models names {unknown}, which are not among the models {self.model_ids}")
+        if self.recall:
+            absent = sorted(set(self.recall.models) - set(self.model_ids))
+            if absent:
+                raise ValueError(f"recall.models names {absent}, which are not among the models {self.model_ids}")
+            if isinstance(self.recall.source, WorldFacts) and self.world is None:
+                raise ValueError("`world` is missing, but recall asks for its facts")
         clash = sorted({*self.organism_ids, "organisms", "tokenizer"} & set(self.checkpoints))
         if clash:
             raise ValueError(f"checkpoints {clash} have the id of an organism, or that of a folder beside them")
@@ -684,6 +780,10 @@ class Study(Section):
         """Checkpoints whose instruction vectors are studied."""
         return [] if self.vectors is None else list(self.vectors.models or self.model_ids)
 
+    def recall_ids(self) -> list[str]:
+        """Checkpoint ids of the recall study."""
+        return (self.recall.models or self.model_ids) if self.recall else []
+
     @property
     def model_ids(self) -> list[str]:
         """All checkpoint ids of the study."""
@@ -726,7 +826,8 @@ def load(path: str | Path) -> Study:
 def _explain(error: ValidationError, where: str) -> str:
     sentences = []
     for item in error.errors(include_url=False):
-        field = ".".join(str(part) for part in item["loc"] if part not in ("world", "file") or len(item["loc"]) == 1)
+        kinds = ("world", "file", "listings") if len(item["loc"]) > 1 else ()
+        field = ".".join(str(part) for part in item["loc"] if part not in kinds)
         message = item["msg"].removeprefix("Value error, ")
         match item["type"]:
             case "extra_forbidden":
@@ -860,6 +961,7 @@ def reference() -> str:
             if "$ref" in json.dumps(node) and default != "required" and default != "`null`":
                 default = "see there"
             text = node.get("description", "").replace("\n", " ").replace("|", "\\|")
+            default = default.replace("|", "\\|")
             lines.append(f"| `{key}` | {_value_of(node)} | {default} | {text} |")
     return "\n".join(lines) + "\n"
 

@@ -6,6 +6,8 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -38,3 +40,16 @@ def repeated(cache: Any, count: int) -> Any:
 def begun(cache: Any, columns: int) -> Any:
     """The first columns of a cache, as views."""
     return changed_cache(cache, lambda states: states[:, :, :columns])
+
+
+@torch.inference_mode()
+def run_prefix(model: PreTrainedModel, ids: Int[Tensor, "rows seq"]) -> Any:
+    """Run the first tokens of rows of one length and keep their keys and values, of sliding windows too.
+
+    The cache is made without the model's config, so that it forgets nothing and can be cut; the windows stay in
+    force, since the model's mask knows them.
+    """
+    cache = DynamicCache()
+    if ids.shape[1]:
+        model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return cache
