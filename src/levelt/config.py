@@ -41,7 +41,7 @@ Intervention = Literal[
 """A condition that blocks attention on the instruction_first prompts; `levelt.engine.plans` says what each does."""
 Role = Literal["sample", "output", "decision", "before", "output_with_decision", "sample_as_released"]
 """What a probe reads of a prompt; `levelt.engine.roles` says what each is."""
-Target = Literal["label", "answer", "unasked"]
+Target = Literal["label", "answer", "unasked", "appended"]
 
 
 class Section(BaseModel):
@@ -780,6 +780,7 @@ class Study(Section):
         """Checkpoints whose instruction vectors are studied."""
         return [] if self.vectors is None else list(self.vectors.models or self.model_ids)
 
+    @property
     def recall_ids(self) -> list[str]:
         """Checkpoint ids of the recall study."""
         return (self.recall.models or self.model_ids) if self.recall else []
