@@ -391,7 +391,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recall")
     save(tiny("llama"), folder / "model")
     checkpoint = {"path": str(folder / "model"), "family": "llama", "size": "t", "stage": "sft"}
-    settings = json.dumps({"checkpoints.tiny": checkpoint})
+    settings = json.dumps({"seed": 3, "checkpoints.tiny": checkpoint})
     assert main(["checkpoint", "--settings", settings, "--id", "tiny", "--out", str(folder / "manifest.json")]) in (
         0,
         None,
