@@ -306,3 +306,15 @@ def test_released_out_of_fold() -> None:
     accuracy = (said == labels[None, :, None]).mean(axis=(0, 1))
     assert accuracy[1] > 0.7 and abs(accuracy[0] - 0.5) < 0.12
     assert released.f1_of_second_class([0, 0, 1, 1, 1], [0, 1, 1, 1, 0]) == pytest.approx(2 / 3)
+
+
+def test_companions_stand_rows_of_few_distinct_values() -> None:
+    """The position before the sample has one vector per question: within a class nothing, or too little, varies."""
+    random = np.random.default_rng(4)
+    kinds = random.normal(size=(3, 8))
+    which = np.arange(90) % 3
+    labels = random.integers(0, 2, 90)
+    design = kinds[which].T
+    trained = np.arange(90) < 60
+    found = companions(design, labels[None], trained, 0.1)
+    assert all(np.isfinite(scores).all() for scores in found.values())

@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 from levelt.probes.grid import Floats, Labels, designs_of, held_out_rows
 
+LEAST = 1e-9
+"""Least shrinkage: a covariance stays invertible where rows take few distinct values (one position's vectors, say)."""
+
 COMPANIONS = ("ridge", "lda", "mean_difference")
 
 
@@ -84,6 +87,6 @@ def _shrunk(inner: Floats, ambient: int) -> Floats:
     squares = float((sample**2).sum())
     distance = (squares - ambient * level**2) / ambient
     noise = (float(((inner**2).sum(axis=0) ** 2).sum()) / rows - squares) / (ambient * rows)
-    weight = min(noise, distance) / distance if distance > 0 else 1.0
+    weight = max(min(noise, distance) / distance, LEAST) if distance > 0 else 1.0
     shrunk: Floats = (1 - weight) * sample + weight * level * np.eye(len(sample))
     return shrunk
