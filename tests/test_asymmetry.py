@@ -87,8 +87,19 @@ def test_rows_without_output_are_left_out_and_counted() -> None:
     left_out = scores.groupby("condition")["left_out"].max()
     assert left_out["sample_first"] == 4 and left_out["instruction_first"] == 0
     arrays["sample_first"]["output.attention"][:] = np.nan
-    with pytest.raises(InputError, match="sample_first: no prompt has a token in role output"):
+    with pytest.raises(InputError, match="sample_first, output: no prompt has a token in role output"):
         probe_task(table, arrays, settings, synthetic.STATISTICS, 0, "t")
+
+
+def test_an_intervention_that_silences_a_model_leaves_out_the_role_and_nothing_else() -> None:
+    table = synthetic.prompts("t", 20, 0)
+    arrays = synthetic.activations(table, True, 0)
+    arrays["isolate_sample"] = {name: values.copy() for name, values in arrays["instruction_first"].items()}
+    arrays["isolate_sample"]["output.attention"][:] = np.nan
+    scores = probe_task(table, arrays, Probes(folds=3), synthetic.STATISTICS, 0, "t").probes
+    found = scores.groupby("condition")["role"].unique().map(set)
+    assert found["isolate_sample"] == {"sample", "decision"}
+    assert found["instruction_first"] == {"sample", "decision", "output"}
 
 
 def test_behaviour_rates(study: dict[str, Any]) -> None:

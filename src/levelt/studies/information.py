@@ -21,7 +21,7 @@ import pandas as pd
 from levelt.config import Probes, Statistics, Variation
 from levelt.engine.roles import ROLE_SITES
 from levelt.files import InputError
-from levelt.probes.folds import check_folds, deal_folds
+from levelt.probes.folds import FoldError, check_folds, deal_folds
 from levelt.probes.grid import OutOfFold, out_of_fold
 from levelt.probes.scores import auc, rates
 from levelt.probes.selection import out_of_fold_chosen
@@ -162,16 +162,19 @@ def cells_of(
             if len(values) != len(chosen):
                 raise InputError(f"{task}, {condition}: {len(values)} activation rows for {len(chosen)} prompts")
             finite = np.isfinite(values).all(axis=(1, 2))
-            if not finite.any():
-                raise InputError(
-                    f"{task}, {condition}: no prompt has a token in role {role} (did the model stop at once?); "
-                    "raise engine.max_new_tokens or leave the role out of probes.roles"
-                )
             rows = chosen[finite]
             kept = {name: codes[finite] for name, codes in labels.items()}
             try:
+                if not finite.any():
+                    raise FoldError(
+                        f"no prompt has a token in role {role} (did the model stop at once?); "
+                        "raise engine.max_new_tokens or leave the role out of probes.roles"
+                    )
                 assignments = folds.of(rows, kept)
             except ValueError as error:
+                if condition not in VARIATIONS:  # an intervention can silence a model: that is a finding, not a mistake
+                    log.warning("%s, %s, %s: no probes, %s", task, condition, role, error)
+                    continue
                 raise InputError(f"{task}, {condition}, {role}: {error}") from None
             yield Cell(condition, role, rows, values[finite], kept, assignments, int((~finite).sum()))
 
