@@ -1,4 +1,5 @@
 # What the rules share: the validated study, its names, and the two helpers that make a rule's contract exact.
+import json
 import os
 import shutil
 import sys
@@ -157,6 +158,42 @@ def tables_of_figure(wildcards):
 def code_of_figure(wildcards):
     """The code of `levelt figure` and of the figure's own module."""
     return code("figure", f"levelt.figures.{wildcards.figure}")
+
+
+def shape_of_run(wildcards):
+    """The shape that a training run has; several runs (seeds) may share one."""
+    return RUNS[wildcards.run][0]
+
+
+def settings_of_run(*keys):
+    """`settings` for a training run: of the seeds of its shape it gets its own, so that a new seed retrains nothing."""
+
+    def of_job(wildcards):
+        shape, seed = RUNS[wildcards.run]
+        values = json.loads(settings_json(STUDY, *(key.format(shape=shape) for key in keys)))
+        values[f"organisms.shapes.{shape}"]["seeds"] = [seed]
+        return json.dumps(values, ensure_ascii=False, sort_keys=True)
+
+    return of_job
+
+
+def recall_sources(_):
+    """The files that subjects and answers come from; the world's facts are code."""
+    source = STUDY.recall.source
+    return [source.path] if source.kind == "file" else getattr(source, "paths", [])
+
+
+def world_contrasts(wildcards):
+    """The world's contrastive samples, if a task of the study is one of the world's."""
+    sources = [contrast.source.kind for contrast in STUDY.vectors.tasks.values()] if STUDY.vectors else []
+    return [rules.world.output.contrasts] if "world" in sources else []
+
+
+def contrast_files(wildcards):
+    """The users' CSV files with queries, and with other wordings."""
+    sources = [contrast.source for contrast in STUDY.vectors.tasks.values()] if STUDY.vectors else []
+    files = [source for source in sources if source.kind == "file"]
+    return list(dict.fromkeys(path for source in files for path in (source.path, *source.rephrasings.values())))
 
 
 onstart:

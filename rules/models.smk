@@ -1,22 +1,4 @@
 # Models: organisms trained here from the world's text, and checkpoints that already exist.
-import json
-
-
-def shape_of_run(wildcards):
-    """The shape that a training run has; several runs (seeds) may share one."""
-    return RUNS[wildcards.run][0]
-
-
-def settings_of_run(*keys):
-    """`settings` for a training run: of the seeds of its shape it gets its own, so that a new seed retrains nothing."""
-
-    def of_job(wildcards):
-        shape, seed = RUNS[wildcards.run]
-        values = json.loads(settings_json(STUDY, *(key.format(shape=shape) for key in keys)))
-        values[f"organisms.shapes.{shape}"]["seeds"] = [seed]
-        return json.dumps(values, ensure_ascii=False, sort_keys=True)
-
-    return of_job
 
 
 rule instructions:

@@ -1,12 +1,6 @@
 # One-to-many recall: how a list of answers is produced without repetition. Only where the study has a `recall` section.
 
 
-def recall_sources(_):
-    """The files that subjects and answers come from; the world's facts are code."""
-    source = STUDY.recall.source
-    return [source.path] if source.kind == "file" else getattr(source, "paths", [])
-
-
 rule recall:
     """One model: its own lists as prompts, the last token taken apart at every step, knockouts, causal traces."""
     input:

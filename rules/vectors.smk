@@ -1,19 +1,6 @@
 # Instruction vectors: contrastive tasks, one job per model, and the tables of all models.
 
 
-def world_contrasts(wildcards):
-    """The world's contrastive samples, if a task of the study is one of the world's."""
-    sources = [contrast.source.kind for contrast in STUDY.vectors.tasks.values()] if STUDY.vectors else []
-    return [rules.world.output.contrasts] if "world" in sources else []
-
-
-def contrast_files(wildcards):
-    """The users' CSV files with queries, and with other wordings."""
-    sources = [contrast.source for contrast in STUDY.vectors.tasks.values()] if STUDY.vectors else []
-    files = [source for source in sources if source.kind == "file"]
-    return list(dict.fromkeys(path for source in files for path in (source.path, *source.rephrasings.values())))
-
-
 rule contrasts:
     """Queries with their answers, and instructions with their wordings, as two tables."""
     input:
