@@ -26,7 +26,7 @@ except InputError as error:
 
 MODELS = STUDY.model_ids
 ORGANISMS = STUDY.organism_ids
-RUNS = {run: (shape, seed) for run, shape, seed in STUDY.organisms.runs} if STUDY.organisms else {}
+RUNS = {run: (shape, seed) for run, shape, seed in STUDY.organism_runs}
 TASKS = list(STUDY.tasks)
 CONDITIONS = STUDY.conditions
 WORLD_TASKS = [name for name, task in STUDY.tasks.items() if isinstance(task.source, WorldSource)]

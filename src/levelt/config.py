@@ -158,28 +158,17 @@ class Organisms(Section):
         unknown = sorted(set(self.untrained) - set(self.shapes))
         if unknown:
             raise ValueError(f"untrained names {unknown}, which are not among shapes {sorted(self.shapes)}")
-        names = [name for name, _, _ in self.runs]
+        names = [name for name, _, _ in _runs(self.shapes)]
         if len(set(names)) < len(names):
             raise ValueError(f"two shapes and seeds have the same id: {sorted(names)}")
         return self
 
-    @property
-    def runs(self) -> list[tuple[str, str, int]]:
-        """(name, shape, seed) of every training: <shape>, or <shape>-seed<k> for k > 0."""
-        return [
-            (f"{name}-seed{seed}" if seed else name, name, seed)
-            for name, shape in self.shapes.items()
-            for seed in shape.seeds
-        ]
 
-    @property
-    def ids(self) -> list[str]:
-        """Checkpoint ids, <run>-<stage>, in training order; untrained only for the shape's first seed."""
-        found = []
-        for run, shape, seed in self.runs:
-            control = shape in self.untrained and seed == self.shapes[shape].seeds[0]
-            found += [f"{run}-{stage}" for stage in (*(["untrained"] if control else []), *self.stages)]
-        return found
+def _runs(shapes: Mapping[str, Shape]) -> list[tuple[str, str, int]]:
+    """(name, shape, seed) of every training: <shape>, or <shape>-seed<k> for k > 0."""
+    return [
+        (f"{name}-seed{seed}" if seed else name, name, seed) for name, shape in shapes.items() for seed in shape.seeds
+    ]
 
 
 class Checkpoint(Section):
@@ -762,9 +751,21 @@ class Study(Section):
         return self
 
     @property
+    def organism_runs(self) -> list[tuple[str, str, int]]:
+        """(name, shape, seed) of every training of organisms: <shape>, or <shape>-seed<k> for k > 0."""
+        return _runs(self.organisms.shapes) if self.organisms else []
+
+    @property
     def organism_ids(self) -> list[str]:
         """Checkpoint ids of the organisms, <family>-<size>-<stage> or <family>-<size>-seed<k>-<stage>."""
-        return self.organisms.ids if self.organisms else []
+        if not self.organisms:
+            return []
+        found = []
+        for run, shape, seed in self.organism_runs:
+            # random weights, only for the first seed of a shape
+            control = shape in self.organisms.untrained and seed == self.organisms.shapes[shape].seeds[0]
+            found += [f"{run}-{stage}" for stage in (*(["untrained"] if control else []), *self.organisms.stages)]
+        return found
 
     @property
     def conditions(self) -> list[str]:
