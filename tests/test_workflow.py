@@ -145,15 +145,17 @@ def test_touched_code_is_not_changed_code(smoke: SmokeRun) -> None:
     assert smoke.checkout.planned(*SMOKE) == {}
 
 
-TABLES_DOWN = {"tables", "figure", "numbers", "report", "all"}
+TABLES_DOWN = {"tables", "controls", "claims", "figure", "numbers", "report", "all"}
+AUDITED = {"audit", "audit_table"}
+OTHER_STUDIES = {"vectors", "vectors_tables", "recall", "recall_tables"}
 
 EDITS = {
-    "a probe setting": ("config/smoke.yaml", "probes:", "probes:\n  penalty: 0.02", {"probe", *TABLES_DOWN}),
+    "a probe setting": ("config/smoke.yaml", "probes:", "probes:\n  penalty: 0.02", {"probe", *AUDITED, *TABLES_DOWN}),
     "code of the solver": (
         "src/levelt/probes/solver.py",
-        '"""L2 logistic regression with a certificate',
-        '"""A logistic regression with a certificate',
-        {"probe", *TABLES_DOWN},
+        '"""L2 logistic regression, many probes',
+        '"""Logistic regression, many probes',
+        {"probe", *AUDITED, *TABLES_DOWN},
     ),
     "code of one figure": (
         "src/levelt/figures/behaviour.py",
@@ -167,7 +169,7 @@ EDITS = {
         "config/smoke.yaml",
         "engine:",
         "engine:\n  attention: eager",
-        {"read", "read_2", "probe", *TABLES_DOWN},
+        {"read", "read_2", "probe", *AUDITED, *OTHER_STUDIES, *TABLES_DOWN},
     ),
 }
 
@@ -193,7 +195,7 @@ def test_a_templates_wording_reruns_what_depends_on_it(smoke: SmokeRun) -> None:
     with edited(smoke.checkout.path / "config/smoke.yaml", json.dumps(wording), json.dumps("Q" + wording)):
         planned = smoke.checkout.planned(*SMOKE)
     assert first is not None
-    assert set(planned) == {"prompts", "read", "read_2", "probe", *TABLES_DOWN}
+    assert set(planned) == {"prompts", "read", "read_2", "probe", "evaluate", *AUDITED, *TABLES_DOWN}
     assert planned["prompts"] == len(study.tasks), "the organisms share their prompts"
 
 
@@ -209,7 +211,7 @@ def test_one_tasks_question_reruns_only_that_task(smoke: SmokeRun) -> None:
     changed = line.rstrip().removesuffix("}") + ', question: "Well?", negated_question: "Not?"}'
     with edited(smoke.checkout.path / "config/smoke.yaml", line, changed):
         planned = smoke.checkout.planned(*SMOKE)
-    assert set(planned) == {"samples", "prompts", "read", "probe", *TABLES_DOWN}
+    assert set(planned) == {"samples", "prompts", "read", "probe", *AUDITED, *TABLES_DOWN}
     assert planned["samples"] == planned["prompts"] == 1
     assert planned["read"] == len(study.model_ids), "one job reads two tasks, and reads both again"
     assert planned["probe"] == study.engine.tasks_per_job * len(study.model_ids)
