@@ -334,13 +334,15 @@ def _claims() -> Iterable[Claim]:
         "selection",
         _selection("decision", "instruction_first"),
     )
+    # Asked and unasked clauses differ in kind, so their difference at the sample says nothing about the instruction;
+    # what does is whether the sample carries less when nothing before it can be seen.
     yield _claim(
-        "selection.sample",
-        "asked minus unasked property, sample",
-        "where the model reads, the asked property is no more decodable than the unasked one",
+        "isolate.sample",
+        "sample information, sample sees nothing before it",
+        "a sample that sees nothing before it carries as much about the asked property",
         within(MARGIN),
-        "selection",
-        _selection("sample", "instruction_first"),
+        "blocking",
+        _changes("blocking", condition="isolate_sample", role="sample", **label),
     )
     yield _claim(
         "codebook.last",
