@@ -36,7 +36,9 @@ rule audit_table:
     benchmark:
         f"{BENCHMARKS}/audit_table.tsv"
     threads: 1
+    params:
+        settings=settings("statistics"),
     message:
         "tabulating the audit"
     shell:
-        "levelt audit_table --rows {input.rows} --out {output.table} 2> {log}"
+        "levelt audit_table --settings {params.settings:q} --rows {input.rows} --out {output.table} 2> {log}"

@@ -70,6 +70,8 @@ def test_mean_over_tasks_adds_squared_half_widths() -> None:
     half = np.hypot(0.1, 0.1) / 2
     assert (mean["difference"], mean["ci_low"], mean["ci_high"]) == pytest.approx((-0.1, -0.1 - half, -0.1 + half))
     assert mean["n"] == 20
+    without = audit_table([pd.DataFrame([row]), pd.DataFrame([other])], ["b"])
+    assert without.iloc[2]["difference"] == pytest.approx(-0.2) and len(without) == 3  # b keeps its own row
 
 
 def test_masking_rows_are_changes_against_the_plain_run() -> None:

@@ -213,14 +213,17 @@ def macro_and_one_class_f1(counts: Counts) -> Floats:
     return value
 
 
-def audit_table(rows: Iterable[pd.DataFrame]) -> pd.DataFrame:
+def audit_table(rows: Iterable[pd.DataFrame], control_tasks: Iterable[str] = ()) -> pd.DataFrame:
     """All rows of the audit, and their mean over tasks (``task`` = all) by model, defect and quantity.
+
+    Control tasks have rows of their own, and are kept out of the means.
 
     Tasks have different samples, so the squared half widths of their intervals add up.
     """
     table = pd.concat(list(rows), ignore_index=True)
     keys = ["model", "defect", "quantity", "block"]
     parts = table.assign(squared=((table["ci_high"] - table["ci_low"]) / 2) ** 2)
+    parts = parts[~parts["task"].isin(list(control_tasks))]
     means = (
         parts.groupby(keys, sort=False, dropna=False)
         .agg(
