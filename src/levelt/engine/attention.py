@@ -55,6 +55,7 @@ class Blocked:
         device: torch.device,
         label: str = "row",
         rows: Sequence[int] | None = None,
+        placed: Sequence[tuple[tuple[Ranges, Ranges], ...]] | None = None,
     ) -> None:
         """Find the positions of the plans' groups in each row.
 
@@ -65,6 +66,7 @@ class Blocked:
             layers: layers of the model.
             device: where it runs.
             label: what a row is called in errors, with ``rows``, the numbers of the rows (default 0, 1, ...).
+            placed: what `check_plan` says of each row, where that is known.
 
         Raises:
             InputError: see `check_plan`.
@@ -76,7 +78,7 @@ class Blocked:
         }
         self._prompt_queries = []  # whether a row's plan has queries in the prompt itself
         for row, (plan, group, length) in enumerate(zip(self.plans, groups, lengths, strict=True)):
-            found = check_plan(plan, group, length, layers, self._names[row])
+            found = placed[row] if placed else check_plan(plan, group, length, layers, self._names[row])
             for block, pair in zip(plan.blocks, found, strict=True):
                 positions[block][row] = pair
             self._prompt_queries.append(any(queries and queries[0][0] < length for queries, _ in found))
@@ -93,7 +95,18 @@ class Blocked:
         self.kept = torch.zeros((len(lengths), layers), dtype=torch.int64, device=device)
         self.counted: Bool[Tensor, " rows"] | None = None
         self._positions: Int[Tensor, "rows columns"] | None = None
-        self._masks: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
+        self._masks: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self._first_pass: dict[int, tuple[Int[Tensor, "rows q"], Int[Tensor, "rows q"]]] = {}
+
+    def inherit(self, other: Blocked, columns: Int[Tensor, " rows"]) -> None:
+        """Count what another plan took away at the first columns of each row, in its first pass.
+
+        For a run that starts behind these columns, from the other's cache: they lost the same edges under both plans.
+        """
+        for layer, counts in other._first_pass.items():
+            for total, by_query in zip((self.removed, self.kept), counts, strict=True):
+                here = torch.arange(by_query.shape[1], device=by_query.device) < columns[:, None]
+                total[:, layer] += (by_query * here).sum(1)
 
     def begin(self, positions: Int[Tensor, "rows columns"]) -> None:
         """A forward pass begins: the position of every column so far, pads -1."""
@@ -105,15 +118,17 @@ class Blocked:
         blocks, opened = self._layers[layer]
         key = (id(mask), blocks, opened)
         if key not in self._masks:  # most layers share one; the entry keeps the tensor, and so its id, alive
-            self._masks[key] = (*self._combine(mask, blocks, opened), mask)
-        combined, removed, kept, _ = self._masks[key]
-        self.removed[:, layer] += removed
-        self.kept[:, layer] += kept
-        return combined
+            combined, removed, kept = self._combine(mask, blocks, opened)
+            self._masks[key] = combined, removed, kept, (removed.sum(1), kept.sum(1)), mask
+        mask, removed, kept, totals, _ = self._masks[key]
+        self.removed[:, layer] += totals[0]
+        self.kept[:, layer] += totals[1]
+        self._first_pass.setdefault(layer, (removed, kept))
+        return mask
 
     def _combine(
         self, mask: Bool[Tensor, "rows 1 q k"], blocks: tuple[int, ...], opened: tuple[bool, ...]
-    ) -> tuple[Bool[Tensor, "rows 1 q k"], Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+    ) -> tuple[Bool[Tensor, "rows 1 q k"], Int[Tensor, "rows q"], Int[Tensor, "rows q"]]:
         if self._positions is None or mask is None or mask.dtype != torch.bool:
             raise RuntimeError("the blocked attention kernel got a mask that levelt did not make")
         count, keys = mask.shape[-2:]
@@ -126,16 +141,16 @@ class Blocked:
         for index in blocks:
             queries, wanted = (_inside(at, by) for at, by in zip((query_at, key_at), self._bounds[index], strict=True))
             blocked = blocked | (queries[..., None] & wanted[:, None])
-        live = (allowed & blocked).sum((1, 2))
+        live = (allowed & blocked).sum(2)
         left = allowed & ~blocked
         nothing = ~left.any(-1)
         # A row of a softmax must not be empty: sdpa and eager would give zeros, NaN, or the mean of every key, the
         # future's too. It keeps itself; pads as well, whose NaN on some kernels would spread.
         itself = torch.arange(keys - count, keys, device=mask.device)
         left = left | (nothing[..., None] & (torch.arange(keys, device=mask.device) == itself[:, None]))
-        kept = (nothing & (query_at >= 0)).sum(-1)
+        kept = (nothing & (query_at >= 0)).long()
         if self.counted is not None:
-            live, kept = live * self.counted, kept * self.counted
+            live, kept = live * self.counted[:, None], kept * self.counted[:, None]
         return left[:, None], live, kept
 
     def check(self) -> None:
