@@ -12,6 +12,7 @@ Keys are counted from the right, because sliding caches drop old ones.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -137,17 +138,22 @@ class Blocked:
         if opened in self._opened:
             future = (key_at[:, None] > query_at[..., None]) & (query_at[..., None] >= 0)
             allowed = allowed | (future & self._opened[opened])
-        blocked = torch.zeros((), dtype=torch.bool, device=mask.device)
-        for index in blocks:
-            queries, wanted = (_inside(at, by) for at, by in zip((query_at, key_at), self._bounds[index], strict=True))
-            blocked = blocked | (queries[..., None] & wanted[:, None])
-        live = (allowed & blocked).sum(2)
-        left = allowed & ~blocked
+        left, live = allowed, torch.zeros(query_at.shape, dtype=torch.int64, device=mask.device)
+        if blocks:
+            edges = [
+                [_inside(at, by) for at, by in zip((query_at, key_at), self._bounds[i], strict=True)] for i in blocks
+            ]
+            blocked = functools.reduce(
+                torch.logical_or, (queries[..., None] & wanted[:, None] for queries, wanted in edges)
+            )
+            left = allowed & ~blocked
+            live = (allowed ^ left).sum(2)
         nothing = ~left.any(-1)
         # A row of a softmax must not be empty: sdpa and eager would give zeros, NaN, or the mean of every key, the
         # future's too. It keeps itself; pads as well, whose NaN on some kernels would spread.
-        itself = torch.arange(keys - count, keys, device=mask.device)
-        left = left | (nothing[..., None] & (torch.arange(keys, device=mask.device) == itself[:, None]))
+        if nothing.any():
+            itself = torch.arange(keys - count, keys, device=mask.device)
+            left = left | (nothing[..., None] & (torch.arange(keys, device=mask.device) == itself[:, None]))
         kept = (nothing & (query_at >= 0)).long()
         if self.counted is not None:
             live, kept = live * self.counted[:, None], kept * self.counted[:, None]
@@ -230,6 +236,32 @@ def in_force() -> Blocked | None:
 
 
 @contextmanager
+def blocked_kernel(model: PreTrainedModel) -> Iterator[None]:
+    """Switch to the blocked twin of the model's kernel, and back afterwards, whatever happens.
+
+    Inside, `blocking` need not switch for every pass; a pass without a plan is an error.
+
+    Raises:
+        InputError: the model's kernel has no blocked twin.
+    """
+    ordinary = model.config._attn_implementation
+    if ordinary in BLOCKED.values():
+        yield
+        return
+    if ordinary not in BLOCKED:
+        raise InputError(f"attention cannot be blocked with the {ordinary} kernel; choose one of {', '.join(BLOCKED)}")
+    if ordinary == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
+        raise InputError("attention cannot be blocked in a GPT-2 with reorder_and_upcast_attn and the eager kernel")
+    try:
+        model.set_attn_implementation(BLOCKED[ordinary])
+        if model.config._attn_implementation != BLOCKED[ordinary]:
+            raise InputError(f"attention cannot be blocked in {model.config.model_type} models: no attention interface")
+        yield
+    finally:
+        model.set_attn_implementation(ordinary)
+
+
+@contextmanager
 def blocking(model: PreTrainedModel, blocked: Blocked) -> Iterator[Blocked]:
     """Run the model with a plan in force; the ordinary kernel is back afterwards, whatever happens.
 
@@ -238,20 +270,12 @@ def blocking(model: PreTrainedModel, blocked: Blocked) -> Iterator[Blocked]:
     """
     if _IN_FORCE.get() is not None:
         raise RuntimeError("a plan is already in force; put all blocks into one plan")
-    ordinary = model.config._attn_implementation
-    if ordinary not in BLOCKED:
-        raise InputError(f"attention cannot be blocked with the {ordinary} kernel; choose one of {', '.join(BLOCKED)}")
-    if ordinary == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
-        raise InputError("attention cannot be blocked in a GPT-2 with reorder_and_upcast_attn and the eager kernel")
-    token = _IN_FORCE.set(blocked)
-    try:
-        model.set_attn_implementation(BLOCKED[ordinary])
-        if model.config._attn_implementation != BLOCKED[ordinary]:
-            raise InputError(f"attention cannot be blocked in {model.config.model_type} models: no attention interface")
-        yield blocked
-    finally:
-        model.set_attn_implementation(ordinary)
-        _IN_FORCE.reset(token)
+    with blocked_kernel(model):
+        token = _IN_FORCE.set(blocked)
+        try:
+            yield blocked
+        finally:
+            _IN_FORCE.reset(token)
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, Int64
 from torch import Tensor, nn
 
-from levelt.engine.attention import Blocked, blocking
+from levelt.engine.attention import Blocked, blocked_kernel, blocking
 from levelt.engine.cache import begun, empty_cache, forgets, repeated
 from levelt.engine.generate import Batch, plan_batches
 from levelt.engine.plans import Plan
@@ -170,22 +170,26 @@ def sweep(
     outputs = {name: job.outputs() for name in plans}
     padded = dict.fromkeys(plans, 0)
     sources = {source for source, _ in starts.values()}
+    blocks = [name for name, plan in plans.items() if isinstance(plan, Plan | Sequence)]
+    by_kernel = (False, [name for name in plans if name not in blocks]), (True, blocks)  # a switch costs a little
     for rows in batches:
         runs: dict[str | None, _Run] = {}
         if starts:
             runs[None] = job.plain(rows, prefix)
-        for name, plan in plans.items():
-            if starts and plan is None:
-                run = runs[None]
-            elif name in starts:
-                source, first = starts[name]
-                run = job.rerun(rows, name, runs[source], first[rows])
-            else:
-                run = job.run(rows, name, prefix)
-            if name in sources:
-                runs[name] = run
-            job.store(outputs[name], rows, run.values)
-            padded[name] += run.padded
+        for blocked, names in by_kernel:
+            with blocked_kernel(decoder.model) if blocked and names else nullcontext():
+                for name in names:
+                    if name in starts:
+                        source, first = starts[name]
+                        run = job.rerun(rows, name, runs[source], first[rows])
+                    elif starts and plans[name] is None:
+                        run = runs[None]
+                    else:
+                        run = job.run(rows, name, prefix)
+                    if name in sources:
+                        runs[name] = run
+                    job.store(outputs[name], rows, run.values)
+                    padded[name] += run.padded
     tokens = sum(len(prompt.input_ids) for prompt in prompts)
     return {name: Captured(values, job.offsets, tokens, padded[name], len(batches)) for name, values in outputs.items()}
 

@@ -70,18 +70,18 @@ class PlacedPlans:
 
         The prompt's length, where there is none.
         """
-        table = np.stack([self._plans[name], self._plans[other], self._layouts], axis=1)
-        kinds, inverse = np.unique(table, axis=0, return_inverse=True)
+        mine, theirs = self._plans[name], self._plans[other]
+        count, layouts = len(self._blocks), int(self._layouts.max()) + 1
+        kinds, inverse = np.unique((mine * count + theirs) * layouts + self._layouts, return_inverse=True)
         found = [
-            first_difference(
-                (self._blocks[mine], self._placed[mine, layout]),
-                (self._blocks[theirs], self._placed[theirs, layout]),
-                self._layers,
-            )
-            for mine, theirs, layout in kinds.tolist()
+            self._first((kind // layouts // count, kind // layouts % count), kind % layouts) for kind in kinds.tolist()
         ]
-        positions: np.ndarray = np.minimum(np.array(found)[inverse.reshape(-1)], self._lengths)
+        positions: np.ndarray = np.minimum(np.array(found)[inverse], self._lengths)
         return positions
+
+    def _first(self, plans: tuple[int, int], layout: int) -> int:
+        one, other = ((self._blocks[plan], self._placed[plan, layout]) for plan in plans)
+        return first_difference(one, other, self._layers)
 
     def starts(self, names: Sequence[str]) -> dict[str, tuple[str | None, Int64[np.ndarray, " n"]]]:
         """From which run each plan's run should start, and at which position of each prompt.
@@ -109,10 +109,10 @@ def first_difference(one: tuple[Sequence[Layers], Placed], other: tuple[Sequence
         tuple(tuple(pair for bounds, pair in zip(*plan, strict=True) if covers(bounds, layer)) for plan in (one, other))
         for layer in range(layers)
     }
-    return min(_first(*both) for both in in_force)
+    return min(_first_apart(*both) for both in in_force)
 
 
-def _first(one: Placed, other: Placed) -> int:
+def _first_apart(one: Placed, other: Placed) -> int:
     bounds = sorted({at for queries, _ in (*one, *other) for span in queries for at in span})
     for start, stop in itertools.pairwise(bounds):
         mine, theirs = (
