@@ -42,7 +42,7 @@ TASK_WEIGHTS = {
 EARLY = 0.3
 """Share of the documents, and of the base stage, in which single clauses prevail: they are learnt sooner."""
 
-_FACTS, _CONTRASTS, _CODES = 0.12, 0.08, 0.1
+_FACTS, _CONTRASTS, _CODES = 0.15, 0.09, 0.1
 _CLAIMS = 4  # claims about one definition
 _SINGLE_EARLY, _SINGLE = 0.7, 0.25
 _DEFINED_FIRST = 0.6  # a definition comes before the text, which is harder to learn, or after it
@@ -128,12 +128,12 @@ def _judged(bank: Bank, draws: Draws, content: Sequence[tuple[str, float]], sing
 
 
 def _recalled(known: Sequence[Fact], draws: Draws) -> Document:
-    """Two subjects and their answers."""
+    """Two subjects and their answers, in any order."""
     document = Document("facts")
     for _ in range(2):
         fact = draws.pick(known)
         document.add((" " if document.text else "") + fact.statement)
-        for index, answer in enumerate(fact.answers):
+        for index, answer in enumerate(draws.shuffled(fact.answers)):
             document.add(" and" if index == len(fact.answers) - 1 else "," if index else "")
             document.add(f" {answer}", WEIGHTS["answer"])
         document.add(".")
