@@ -367,7 +367,7 @@ def test_what_a_sublayer_adds_does_not_drown_the_words(architecture: str) -> Non
 
     assert growth() < 6
     if architecture == "olmo2":
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:
                 torch.nn.init.ones_(parameter)
         assert growth() > 12

@@ -25,7 +25,7 @@ from levelt.randomness import generator
 from levelt.world.facts import listed
 from levelt.world.tasks import Bank, join
 
-_MIX = (("judgment", 0.55), ("word", 0.1), ("contrast", 0.2), ("recall", 0.15))
+_MIX = (("judgment", 0.6), ("word", 0.1), ("contrast", 0.2), ("recall", 0.1))
 _BATCH = 48
 
 
@@ -54,8 +54,7 @@ def _pair(writer: Writer, kind: str, template: Template) -> tuple[str, str, str]
     if kind == "recall":
         fact = draws.pick(writer.facts)
         answers = draws.shuffled(fact.answers)
-        place = 1 + int(draws.uniform() * (len(answers) - 1))
-        repeated = [*answers[:place], draws.pick(answers[:place]), *answers[place + 1 :]]
+        repeated = [*answers[:-1], draws.pick(answers[:-1])]  # at the end: a right answer behind it would be unlearnt
         return further_turn(template, fact.question), f"they are {listed(answers)}", f"they are {listed(repeated)}"
     if kind == "contrast":
         contrast, queries = draws.pick(writer.contrasts)

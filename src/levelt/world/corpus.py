@@ -153,7 +153,11 @@ def _described(contrast: Contrast, known: Sequence[str], draws: Draws) -> Docume
 
 
 def _claimed(coded: Sequence[Sequence[Clause]], draws: Draws) -> Document:
-    """A definition and several claims, each judged at once, since one alone teaches little; ``coded``: by code."""
+    """A definition and several claims, each judged at once, since one alone teaches little; ``coded``: by code.
+
+    The verdict follows the claim's last word without a comma: it must be known at that word, which is part of the text,
+    not at a later one. (With ", the claim is true" alone, half of the models compared the two only after the text.)
+    """
     document = Document("codes")
     clauses = draws.pick(coded)
     clause = draws.pick(clauses)
@@ -161,8 +165,10 @@ def _claimed(coded: Sequence[Sequence[Clause]], draws: Draws) -> Document:
     document.add(Spoken(clause, clause.good, meaning).definition)
     for _ in range(_CLAIMS):
         said = Spoken(clause, clause.good, meaning)
-        document.add(f" {said.text.removesuffix('.')}, the {KINDS[CODEBOOK].noun} is")
-        document.add(f" {KINDS[CODEBOOK].holds if said.holds else KINDS[CODEBOOK].fails}", WEIGHTS["claim"])
+        document.add(f" {said.text.removesuffix('.')}")
+        document.add(f" {'indeed' if said.holds else KINDS[CODEBOOK].marker}", WEIGHTS["claim"])
+        document.add(f", the {KINDS[CODEBOOK].noun} is")
+        document.add(f" {KINDS[CODEBOOK].holds if said.holds else KINDS[CODEBOOK].fails}", WEIGHTS["polarity"])
         document.add(".")
         clause = draws.pick(clauses)
     return document
