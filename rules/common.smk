@@ -50,9 +50,9 @@ if AUDITED:
     REPORT_TABLES.append("audit")
 VECTOR_FILES = ["effects", "separability", "projection", "tokens", "heads", "sums"]
 VECTOR_TABLES = ["contrastive", "patching", "vectors", "interaction", "separability", "projection"]
-VECTOR_TABLES += ["paths", "path_sums", "activity", "circuits", "circuit_keys"]
+VECTOR_TABLES += ["paths", "path_sums", "activity", "circuits", "circuit_keys", "vectors_stages"]
 if STUDY.vectors:
-    CLAIM_TABLES += ["vectors", "interaction", "separability", "path_sums", "paths", "circuits"]
+    CLAIM_TABLES.append("vectors_stages")
     FIGURE_TABLES |= {
         "vectors_claims": ["claims"],
         "vectors_patching": ["patching", "interaction"],
