@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 
 Verdict = Literal["supported", "contradicted", "undecided"]
-Unit = Literal["pp", "tau", "percent"]
+Unit = Literal["pp", "tau", "percent", "logit"]
 
 
 @dataclass(frozen=True)
