@@ -53,8 +53,6 @@ def _mean(sign: int, steps: Sequence[int], count: int, **wanted: object) -> Call
     """Means over models at some steps; there must be so many rows, or the study cannot test it."""
 
     def evidence(tables: Tables) -> Finding:
-        if "recall" not in tables:
-            return NOTHING
         table = tables["recall"]
         pooled = {"model": ALL, "relation": ALL, "template": ALL, "stage": latest_stage(table["stage"])}
         rows = _chosen(table, {**pooled, "step": tuple(steps), **wanted})
@@ -67,8 +65,6 @@ def _everywhere(sign: int, steps: Sequence[int], **wanted: object) -> Callable[[
     """Each model of the latest stage at each step, in each relation and in each template; several rows at least."""
 
     def evidence(tables: Tables) -> Finding:
-        if "recall" not in tables:
-            return NOTHING
         table = tables["recall"]
         rows = _chosen(table, {"stage": latest_stage(table["stage"]), "step": tuple(steps), **wanted})
         rows = rows[rows["model"] != ALL]
@@ -82,7 +78,7 @@ def _everywhere(sign: int, steps: Sequence[int], **wanted: object) -> Callable[[
 def _claim(
     name: str, short: str, statement: str, test: Region, source: str, evidence: Callable[[Tables], Finding]
 ) -> Claim:
-    return Claim(f"recall.{name}", short, statement, test, "logit", None, source, "recall", evidence)
+    return Claim(f"recall.{name}", short, statement, test, "logits", None, source, "recall", evidence)
 
 
 def _claims() -> Iterable[Claim]:
@@ -90,7 +86,7 @@ def _claims() -> Iterable[Claim]:
     fallen = {"statistic": "suppression_depth", "group": ALL, "token": "used"}
     own = {"group": "used", "token": "own"}
     yield _claim(
-        "promote.given",
+        "m1.given",
         "peak of given answers",
         "answers already given are raised once more",
         above(0),
@@ -98,7 +94,7 @@ def _claims() -> Iterable[Claim]:
         _mean(1, GIVEN_STEPS, 2, token="used", **raised),
     )
     yield _claim(
-        "promote.future",
+        "m1.future",
         "peak of answers still to come",
         "answers still to come after the next one are raised, too",
         above(0),
@@ -106,7 +102,7 @@ def _claims() -> Iterable[Claim]:
         _mean(1, (1, 2), 2, token="future", **raised),
     )
     yield _claim(
-        "suppress",
+        "m1.suppressed",
         "fall of given answers from their peak",
         f"later layers lower the answers already given (by at least {MARGIN:g} logits)",
         above(MARGIN),
@@ -114,7 +110,7 @@ def _claims() -> Iterable[Claim]:
         _mean(1, GIVEN_STEPS, 2, **fallen),
     )
     yield _claim(
-        "attention.subject",
+        "m2.subject",
         "subject's token lens on answers, step 1",
         "attention to the subject brings its answers to the last token",
         above(0),
@@ -122,7 +118,7 @@ def _claims() -> Iterable[Claim]:
         _mean(1, (1,), 1, statistic="lens", group="subject", token="any"),
     )
     yield _claim(
-        "mlp.all",
+        "m2.mlp",
         "what MLPs add to answers",
         "MLPs at the last token raise all answers, given, next and future",
         above(0),
@@ -130,7 +126,7 @@ def _claims() -> Iterable[Claim]:
         _mean(1, (1, 2, 3), 7, statistic="mlp_sum", token=("used", "current", "future")),
     )
     yield _claim(
-        "recall.subject",
+        "m2.mlp_subject",
         "MLP effect of attention to the subject, on answers",
         "attention to the subject makes MLPs raise its answers",
         above(0),
@@ -138,7 +134,7 @@ def _claims() -> Iterable[Claim]:
         _mean(1, (1, 2, 3), 3, statistic="knockout", group="subject", token="any"),
     )
     yield _claim(
-        "recall.others",
+        "m2.mlp_others",
         "MLP effect of attention to given answers, on others",
         "attention to the answers already given makes MLPs raise the other ones",
         above(0),
@@ -146,7 +142,7 @@ def _claims() -> Iterable[Claim]:
         _mean(1, GIVEN_STEPS, 2, statistic="knockout", group="used", token="others"),
     )
     yield _claim(
-        "suppress.attention",
+        "m3.attention",
         "given answers' token lens on themselves",
         "attention to the answers already given writes against them",
         below(0),
@@ -154,7 +150,7 @@ def _claims() -> Iterable[Claim]:
         _mean(-1, GIVEN_STEPS, 2, statistic="lens", **own),
     )
     yield _claim(
-        "suppress.mlp",
+        "m3.mlp",
         "MLP effect of attention to given answers, on themselves",
         "MLPs amplify that suppression",
         below(0),
@@ -162,7 +158,7 @@ def _claims() -> Iterable[Claim]:
         _mean(-1, GIVEN_STEPS, 2, statistic="knockout", **own),
     )
     yield _claim(
-        "mlp.next",
+        "m3.next",
         "what late MLPs add to the next answer",
         "the MLPs of the upper half promote the next answer",
         above(0),
@@ -170,7 +166,7 @@ def _claims() -> Iterable[Claim]:
         _mean(1, GIVEN_STEPS, 2, statistic="mlp_last_half", token="current"),
     )
     yield _claim(
-        "same.promote",
+        "m4.given",
         "peak of given answers, weakest cell",
         "given answers are raised at both steps, in each model, relation and template",
         above(0),
@@ -178,7 +174,7 @@ def _claims() -> Iterable[Claim]:
         _everywhere(1, GIVEN_STEPS, token="used", **raised),
     )
     yield _claim(
-        "same.suppress",
+        "m4.suppressed",
         "fall of given answers, weakest cell",
         "and lowered at both steps, in each of them",
         above(MARGIN),
@@ -186,7 +182,7 @@ def _claims() -> Iterable[Claim]:
         _everywhere(1, GIVEN_STEPS, **fallen),
     )
     yield _claim(
-        "same.subject",
+        "m4.subject",
         "subject's token lens, weakest cell",
         "attention to the subject brings its answers at each step, in each model, relation and template",
         above(0),
@@ -194,7 +190,7 @@ def _claims() -> Iterable[Claim]:
         _everywhere(1, (1, 2, 3), statistic="lens", group="subject", token="any"),
     )
     yield _claim(
-        "same.attention",
+        "m4.attention",
         "given answers' token lens, weakest cell",
         "attention to given answers writes against them at both steps, in each model, relation and template",
         below(0),
