@@ -44,6 +44,7 @@ CLAIM_TABLES = ["behaviour", "agreement", "spread", "correlations", "blocking", 
 CLAIM_TABLES += ["selection", "codebook", "scale", "stages"]
 REPORT_TABLES = ["behaviour", "agreement", "probes", "information", "spread", "correlations", "blocking", "unrelated"]
 REPORT_TABLES += ["selection", "codebook", "scale", "stages", "controls"]
+REPORT_PARTS = []
 AUDITED = STUDY.audit.models if STUDY.audit else []
 if AUDITED:
     FIGURE_TABLES["audit"] = ["audit"]
@@ -65,6 +66,7 @@ RECALL_TABLES = ["lens", "knockout", "tracing", "heads", "recall", "recall_audit
 if STUDY.recall:
     CLAIM_TABLES.append("recall")
     REPORT_TABLES += ["recall", "recall_lists", "recall_audit"]
+    REPORT_PARTS.append("recall")
     FIGURE_TABLES["recall_claims"] = ["claims"]
     FIGURE_TABLES["recall_decode"] = ["lens"]
     FIGURE_TABLES["recall_lens"] = ["lens", "knockout"]
