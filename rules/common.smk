@@ -52,7 +52,9 @@ VECTOR_FILES = ["effects", "separability", "projection", "tokens", "heads", "sum
 VECTOR_TABLES = ["contrastive", "patching", "vectors", "interaction", "separability", "projection"]
 VECTOR_TABLES += ["paths", "path_sums", "activity", "circuits", "circuit_keys"]
 if STUDY.vectors:
+    CLAIM_TABLES += ["vectors", "interaction", "separability", "path_sums", "paths", "circuits"]
     FIGURE_TABLES |= {
+        "vectors_claims": ["claims"],
         "vectors_patching": ["patching", "interaction"],
         "vectors_tokens": ["patching"],
         "vectors_separability": ["separability", "projection"],
@@ -61,6 +63,7 @@ if STUDY.vectors:
     }
 RECALL_TABLES = ["lens", "knockout", "tracing", "heads", "recall", "recall_audit", "recall_lists"]
 if STUDY.recall:
+    CLAIM_TABLES += RECALL_TABLES
     FIGURE_TABLES["recall_decode"] = ["lens"]
     FIGURE_TABLES["recall_lens"] = ["lens", "knockout"]
     FIGURE_TABLES["recall_heads"] = ["heads"]

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import pandas as pd
 
 from levelt.studies.published import VALUES
-from levelt.studies.verdicts import NOTHING, Claim, Finding, Judged, Region, Tables, Unit, above, below, within
+from levelt.studies.recall import claims as recall
+from levelt.studies.vectors import claims as vectors
+from levelt.studies.verdicts import Claim, Finding, Judged, Region, Tables, Unit, above, below, find, within
 from levelt.vocabulary import ALL, latest_stage
 
 MARGIN = 2.0
@@ -30,27 +31,12 @@ def headline(tables: Tables) -> str:
 
 
 def judge_all(tables: Tables) -> list[Judged]:
-    """Every claim on these tables, in the order of the report."""
-    return [claim.judge(tables) for claim in CLAIMS]
+    """Every claim on these tables, in the order of the report.
 
-
-def find(table: pd.DataFrame, column: str, scale: float, of: str, **wanted: object) -> Finding:
-    """The one row of a table with these values, as a finding; `NOTHING` if there is none.
-
-    Raises:
-        ValueError: several rows match, so that the claim would rest on an arbitrary one.
+    The claims of the second and third paper are judged where the study has their tables.
     """
-    chosen = np.ones(len(table), dtype=bool)
-    for name, value in wanted.items():
-        chosen &= (table[name] == value).to_numpy()
-    rows = table[chosen]
-    if rows.empty:
-        return NOTHING
-    if len(rows) > 1:
-        raise ValueError(f"{len(rows)} rows with {wanted}, where a claim needs one")
-    row = rows.iloc[0]
-    low, high = sorted(scale * row[["ci_low", "ci_high"]].to_numpy(dtype=float))
-    return Finding(float(scale * row[column]), float(low), float(high), int(row["n"]), of)
+    others = [claim for claim in (*vectors.CLAIMS, *recall.CLAIMS) if claim.table in tables]
+    return [claim.judge(tables) for claim in (*CLAIMS, *others)]
 
 
 _MEAN = {"model": ALL, "task": ALL}

@@ -14,8 +14,15 @@ from levelt.studies.published import VALUES
 from levelt.studies.scope import PUBLISHED_ROLES, PUBLISHED_VARIATIONS
 from levelt.vocabulary import ALL, UNTRAINED, latest_stage
 
-_UNITS = {"pp": " points", "tau": "", "percent": r"\,\%"}
-_DIGITS = {"pp": 1, "tau": 2, "percent": 0}
+_UNITS = {
+    "pp": " points",
+    "tau": "",
+    "percent": r"\,\%",
+    "logits": " logits",
+    "layers": " layers",
+    "log10": " powers of ten",
+}
+_DIGITS = {"pp": 1, "tau": 2, "percent": 0, "logits": 3, "layers": 1, "log10": 1}
 
 
 def numbers(
@@ -78,7 +85,7 @@ def numbers(
     if "audit" in tables:
         values["table.audit"] = _audit_table(tables["audit"])
         values["audit.model"] = _code(tables["audit"]["model"].iloc[-1])
-    values |= _claims(claims)
+    values |= claim_numbers(claims)
     values |= _behaviour_numbers(tables["behaviour"], stage)
     values |= _selection_numbers(tables["selection"], tables["selection_layers"], stage)
     values |= _leak_numbers(tables["probes"], stage)
@@ -120,11 +127,31 @@ def _or_nan(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _claims(claims: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """``claim.<name>`` is a claim's sentence, ``table.claims`` shows all, ``verdicts.<verdict>`` counts them."""
-    values = {
-        f"claim.{claim['id'].partition('.')[2]}": sentence(claim) for claim in claims if claim["estimate"] is not None
-    }
+def claim_numbers(claims: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """``claim.<id>`` is a claim's sentence, ``table.claims`` shows all, ``verdicts.<verdict>`` counts them.
+
+    Sentences of the first paper go without its name: ``claim.block.behaviour``, but ``claim.vectors.x``. Its table is
+    ``table.claims``; every other paper has its own, ``table.<paper>.claims``. Counts are over all papers, and with a
+    paper's name (``verdicts.vectors.supported``) over its claims.
+    """
+    tested = [claim for claim in claims if claim["estimate"] is not None]
+    values = {f"claim.{claim['id'].removeprefix('asymmetry.')}": sentence(claim) for claim in tested}
+    values |= _verdicts("verdicts", tested)
+    for paper in dict.fromkeys(claim["paper"] for claim in claims):
+        values["table.claims" if paper == "asymmetry" else f"table.{paper}.claims"] = _claims_table(
+            [claim for claim in claims if claim["paper"] == paper]
+        )
+        values |= _verdicts(f"verdicts.{paper}", [claim for claim in tested if claim["paper"] == paper])
+    return values
+
+
+def _verdicts(key: str, tested: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    verdicts = ("supported", "contradicted", "undecided")
+    counts = {verdict: sum(claim["verdict"] == verdict for claim in tested) for verdict in verdicts}
+    return {f"{key}.{name}": str(count) for name, count in (counts | {"tested": len(tested)}).items()}
+
+
+def _claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             escape(claim["short"]),
@@ -135,12 +162,7 @@ def _claims(claims: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         ]
         for claim in claims
     ]
-    values["table.claims"] = tabular(["quantity", "here", "published", "claim holds if", "verdict"], rows, "llrll")
-    for verdict in ("supported", "contradicted", "undecided"):
-        tested = [claim for claim in claims if claim["estimate"] is not None]
-        values[f"verdicts.{verdict}"] = str(sum(claim["verdict"] == verdict for claim in tested))
-    values["verdicts.tested"] = str(sum(claim["estimate"] is not None for claim in claims))
-    return values
+    return tabular(["quantity", "here", "published", "claim holds if", "verdict"], rows, "llrll")
 
 
 # --- numbers in the text --------------------------------------------------------------------------------------------
