@@ -43,7 +43,7 @@ FIGURE_TABLES = {
 CLAIM_TABLES = ["behaviour", "agreement", "spread", "correlations", "blocking", "unrelated"]
 CLAIM_TABLES += ["selection", "codebook", "scale", "stages"]
 REPORT_TABLES = ["behaviour", "agreement", "probes", "information", "spread", "correlations", "blocking", "unrelated"]
-REPORT_TABLES += ["selection", "codebook", "scale", "stages", "controls"]
+REPORT_TABLES += ["selection", "selection_layers", "codebook", "scale", "stages", "controls"]
 REPORT_PARTS = []
 AUDITED = STUDY.audit.models if STUDY.audit else []
 if AUDITED:
