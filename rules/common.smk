@@ -96,6 +96,7 @@ TASK_GROUPS = [TASKS[first : first + TASKS_PER_JOB] for first in range(0, len(TA
 
 DATA = f"data/{STUDY.study}"
 WORLD = f"{DATA}/world"
+CORPUS = f"{DATA}/corpus"
 FIGURE = f"figures/{STUDY.study}"
 PAPER = f"paper/{STUDY.study}"
 ACTIVATIONS = f"{DATA}/activations/{{model}}/{{task}}"
