@@ -43,6 +43,9 @@ STEPS = 400
 ALIKE = 0.4
 """Largest relative difference of a feature's variance in a set of rows for which wide designs share their products."""
 
+ROUGH = 0.03
+"""What a Newton step with shared products is good for, and hence solved to."""
+
 ROUNDS = {np.float32: 6, np.float64: 40}
 """Most Newton steps by precision; a design that needs more in float32 is ill-conditioned and gets float64."""
 
@@ -293,21 +296,26 @@ class TallSystem:
         self.designs, self.penalty, self.unit, self.low = designs, penalty, loss.unit, low
         self.scales = scales
         self.counts = loss.each(counts)
-        design = np.ones((count, width + 1, length), dtype=kind)
-        np.multiply(designs, 1 / self.unit, out=design[:, :width], casting="same_kind")
-        rows = loss.rows.mean(axis=1)[:, None].astype(kind)
-        gram = (design[:, :width] * rows) @ design[:, :width].transpose(0, 2, 1)
+        across = np.ones((count, length, width + 1), dtype=kind)
+        np.multiply(designs.transpose(0, 2, 1), 1 / self.unit, out=across[:, :, :width], casting="same_kind")
+        design = np.ascontiguousarray(across.transpose(0, 2, 1))
+        low_rows = loss.rows.mean(axis=1)[:, None].astype(kind)
+        features = design[:, :width]
+        alike = bool((low_rows == low_rows[0, 0, 0]).all())
+        gram = (features if alike else features * low_rows) @ features.transpose(0, 2, 1)
+        if alike:
+            gram *= low_rows[0, 0, 0]
         number = counts.mean(axis=1)
         gram[:, np.arange(width), np.arange(width)] += (number * penalty)[:, None]
         inverse = np.zeros((count, width + 1, width + 1), dtype=kind)
         inverse[:, :width, :width] = np.stack([_inverse(part) for part in gram])
         inverse[:, width, width] = 1 / number
-        features = np.ones((*np.broadcast_shapes(scales.shape[:2], self.counts.shape[:2]), width + 1), dtype=kind)
-        features[:, :, :-1] = scales
-        penalties = np.empty_like(features)
+        factors = np.ones((*np.broadcast_shapes(scales.shape[:2], self.counts.shape[:2]), width + 1), dtype=kind)
+        factors[:, :, :-1] = scales
+        penalties = np.empty_like(factors)
         penalties[:, :, :-1] = penalty * self.counts
         penalties[:, :, -1] = 0
-        self.space = Tall(design, np.ascontiguousarray(design.transpose(0, 2, 1)), features, penalties, inverse)
+        self.space = Tall(design, across, factors, penalties, inverse)
 
     def descend(self, tolerance: float, limit: int) -> tuple[Floats, Floats]:
         return self._lift(descend(self.space, self.low, tolerance, limit))
@@ -367,6 +375,7 @@ class FlatSystem:
         features = self.design.astype(kind)
         near = kind == np.float32 and np.abs(np.square(scales) - 1).max() <= ALIKE
         products = features.T @ features if near and len(starts) > 1 else None
+        self.rough = ROUGH if products is not None else 0.0
         self.parts = [
             self._part(features, products, loss, low, start, stop)
             for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)
@@ -408,6 +417,7 @@ class FlatSystem:
         return Part(problems, chosen, inverse, Flat(kernel[None]), Loss(targets, outputs, few), share)
 
     def descend(self, tolerance: float, limit: int) -> tuple[Floats, Floats]:
+        tolerance = max(tolerance, tolerance / DESCENT * self.rough**2)
         return self._lift([descend(part.space, part.low, tolerance, limit) for part in self.parts])
 
     def step(
@@ -415,7 +425,7 @@ class FlatSystem:
     ) -> tuple[Floats, Floats]:
         kind = self.parts[0].inverse.dtype
         combined = (slopes + self.penalty * self.unit * self.counts * parameters).astype(kind)
-        steps = []
+        steps, accuracy = [], np.maximum(accuracy, self.rough)
         for part in self.parts:
             gradient = combined[:, part.problems][:, :, part.chosen]
             pulled = gradient, gradient, gradient @ part.space.kernel
