@@ -274,8 +274,9 @@ def test_world_command_writes_the_same_bytes_again(tmp_path: Path) -> None:
     for name in ("first", "second"):
         settings = settings_json(small, "seed", "world")
         assert cli.main(["world", "--settings", settings, "--out", str(tmp_path / name)]) == 0
+        assert cli.main(["corpus", "--settings", settings, "--out", str(tmp_path / name / "text.parquet")]) == 0
     other = json.dumps({**json.loads(settings), "seed": 1})
-    assert cli.main(["world", "--settings", other, "--out", str(tmp_path / "other")]) == 0
+    assert cli.main(["corpus", "--settings", other, "--out", str(tmp_path / "other" / "text.parquet")]) == 0
     files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*"))
     assert [str(path) for path in files] == [
         "contrasts.parquet", *(f"samples/{task}.parquet" for task in sorted(TASKS)), "summary.json", "text.parquet",
