@@ -79,9 +79,10 @@ def _rounds_to(value: float, shown: str, digits: str) -> bool:
 def typed_numbers(text: str) -> Iterator[tuple[int, str]]:
     """(line, number) for every decimal number or percentage typed into the prose of a LaTeX source.
 
+    A source without a document of its own is a part of one: all of it is prose.
     A line that ends in the comment ``% constant`` may have them: chance is 0.5 whatever the study finds.
     """
-    body = text.partition(r"\begin{document}")[2]
+    body = text.partition(r"\begin{document}")[2] or text
     first = text.count("\n", 0, len(text) - len(body)) + 1
     for number, line in enumerate(body.splitlines(), start=first):
         if re.search(r"% constant\s*$", line):

@@ -12,6 +12,7 @@ import pandas as pd
 from levelt.studies.latex import decimal, escape, interval, tabular
 from levelt.studies.published import VALUES
 from levelt.studies.scope import PUBLISHED_ROLES, PUBLISHED_VARIATIONS
+from levelt.studies.vectors.report import vector_numbers
 from levelt.vocabulary import ALL, UNTRAINED, latest_stage
 
 _UNITS = {
@@ -85,6 +86,8 @@ def numbers(
     if "audit" in tables:
         values["table.audit"] = _audit_table(tables["audit"])
         values["audit.model"] = _code(tables["audit"]["model"].iloc[-1])
+    if "vectors_stages" in tables:
+        values |= vector_numbers(tables)
     values |= claim_numbers(claims)
     values |= _behaviour_numbers(tables["behaviour"], stage)
     values |= _selection_numbers(tables["selection"], stage)
