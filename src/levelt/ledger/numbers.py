@@ -79,6 +79,7 @@ def _rounds_to(value: float, shown: str, digits: str) -> bool:
 def typed_numbers(text: str) -> Iterator[tuple[int, str]]:
     """(line, number) for every decimal number or percentage typed into the prose of a LaTeX source.
 
+    A source without a document of its own is a part of one: all of it is prose.
     A line that ends in the comment ``% constant`` may have them: chance is 0.5 whatever the study finds.
     """
     body = text.partition(r"\begin{document}")[2] or text  # a part that a document inputs has no beginning of its own
