@@ -17,7 +17,8 @@ CODEBOOK_ROLES = {"behaviour": ("exact match", "D"), "sample": ("sample", "o"), 
 
 
 def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
-    """Left and middle: asked minus unasked property by depth, a line per model and condition, latest stage.
+    """Left and middle: information about a property when it is asked minus when the other one is, by depth; the mean of
+    both properties and of tasks; a line per model and condition, latest stage.
 
     Right: the codebook task, whose text means nothing without the instruction: label information at the sample and at
     the decision, and exact match; means over models with intervals. Absent where the study has no such task.
@@ -25,7 +26,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     layers, code = tables["selection_layers"], tables["codebook"]
     stage = latest_stage(layers["stage"]) if len(layers) else None
     lines = layers[(layers["task"] == ALL) & (layers["stage"] == stage) & layers["condition"].isin(CONDITION_COLOURS)]
-    lines = lines[lines["role"].isin(ROLES)]
+    lines = lines[lines["role"].isin(ROLES) & (lines["target"] == ALL)]
     conditions = [name for name in CONDITION_COLOURS if name in set(lines["condition"]) | set(code["condition"])]
     dots = code[(code["model"] == ALL) & (code["stage"] != UNTRAINED) & code["condition"].isin(CONDITION_COLOURS)]
     stages = list(dict.fromkeys(dots["stage"]))
@@ -45,7 +46,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     bounds = 100 * lines["estimate"] if len(lines) else pd.Series([0.0])
     for axis in axes[:2]:
         axis.set_ylim(min(-10.0, bounds.min() - 3), max(10.0, bounds.max() + 3))
-    axes[0].set_ylabel("asked minus unasked\n(percentage points)")
+    axes[0].set_ylabel("a property asked\nminus not asked (points)")
     chance_line(axes[2], horizontal=False)
     shown = [name for name in conditions if name in set(dots["condition"])]
     offsets = dict(zip(CODEBOOK_ROLES, np.linspace(-0.22, 0.22, len(CODEBOOK_ROLES)), strict=True))
