@@ -90,3 +90,9 @@ def typed_numbers(text: str) -> Iterator[tuple[int, str]]:
         prose = _NO_PROSE.sub("", re.sub(r"(?<!\\)%.*", "", line))
         for match in _TYPED.finditer(prose):
             yield number, match.group()
+
+
+def generated(path: Path) -> dict[str, str]:
+    """Key -> LaTeX of every generated number and table in a file of macros, in its order."""
+    parts = re.split(r"^\\leveltset\{([^}]*)\}\{", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {key: value.rstrip().removesuffix("}") for key, value in zip(parts[::2], parts[1::2], strict=True)}
