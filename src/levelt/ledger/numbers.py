@@ -81,7 +81,7 @@ def typed_numbers(text: str) -> Iterator[tuple[int, str]]:
 
     A line that ends in the comment ``% constant`` may have them: chance is 0.5 whatever the study finds.
     """
-    body = text.partition(r"\begin{document}")[2]
+    body = text.partition(r"\begin{document}")[2] or text  # a part that a document inputs has no beginning of its own
     first = text.count("\n", 0, len(text) - len(body)) + 1
     for number, line in enumerate(body.splitlines(), start=first):
         if re.search(r"% constant\s*$", line):

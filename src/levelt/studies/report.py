@@ -11,6 +11,7 @@ import pandas as pd
 
 from levelt.studies.latex import decimal, escape, interval, tabular
 from levelt.studies.published import VALUES
+from levelt.studies.recall.report import recall_numbers
 from levelt.studies.scope import PUBLISHED_ROLES, PUBLISHED_VARIATIONS
 from levelt.vocabulary import ALL, UNTRAINED, latest_stage
 
@@ -85,6 +86,8 @@ def numbers(
     if "audit" in tables:
         values["table.audit"] = _audit_table(tables["audit"])
         values["audit.model"] = _code(tables["audit"]["model"].iloc[-1])
+    if "recall" in tables:
+        values |= recall_numbers(tables)
     values |= claim_numbers(claims)
     values |= _behaviour_numbers(tables["behaviour"], stage)
     values |= _selection_numbers(tables["selection"], tables["selection_layers"], stage)
