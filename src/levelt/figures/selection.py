@@ -33,7 +33,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     dots = dots[dots["stage"] == (latest_stage(stages) if stages else None)]
     wanted = (dots["quantity"] == "exact_match") | ((dots["quantity"] == "information") & (dots["target"] == "label"))
     dots = dots[wanted & dots["role"].isin(CODEBOOK_ROLES)]
-    figure, axes = plt.subplots(1, 3, figsize=(FULL_WIDTH, 2.7), width_ratios=[1, 1, 1])
+    figure, axes = plt.subplots(1, 3, figsize=(FULL_WIDTH, 2.5), width_ratios=[1, 1, 0.9])
     for axis, (role, title) in zip(axes, ROLES.items(), strict=False):
         chance_line(axis, 0.0)
         of_role = lines[lines["role"] == role]
@@ -56,18 +56,20 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         colours = [CONDITION_COLOURS[name] for name in rows["condition"]]
         axes[2].hlines(heights, rows["ci_low"], rows["ci_high"], colors=colours, linewidth=1.0)
         axes[2].scatter(rows["estimate"], heights, c=colours, marker=marker, s=12, zorder=3, clip_on=False)
-    axes[2].set_yticks([])
+    axes[2].set_yticks(range(len(shown)), [words(name) for name in shown])
+    axes[2].tick_params(axis="y", length=0)
     axes[2].set_ylim(max(len(shown), 1) - 0.5, -0.5)
     axes[2].set_xlim(min(0.4, dots["estimate"].min() - 0.03) if len(dots) else 0.4, 1.02)
     axes[2].set_title("codebook task")
     axes[2].set_xlabel("share of samples")
     axes[2].set_visible(bool(len(dots)))
-    entries: list[tuple[str, dict[str, object]]] = [(words(c), {"color": CONDITION_COLOURS[c]}) for c in conditions]
+    drawn_lines = [name for name in conditions if name in set(lines["condition"])]
+    entries: list[tuple[str, dict[str, object]]] = [(words(c), {"color": CONDITION_COLOURS[c]}) for c in drawn_lines]
     if len(dots):
         entries += [
             (name, {"color": "0.45", "marker": marker, "linestyle": "none", "markersize": 3.5})
             for name, marker in CODEBOOK_ROLES.values()
         ]
-    legend(figure, entries, columns=4)
+    legend(figure, entries)
     drawn = pd.concat([lines.assign(panel="selection"), dots.assign(panel="codebook")], ignore_index=True)
     return figure, drawn
