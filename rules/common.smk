@@ -43,7 +43,8 @@ FIGURE_TABLES = {
 CLAIM_TABLES = ["behaviour", "agreement", "spread", "correlations", "blocking", "unrelated"]
 CLAIM_TABLES += ["selection", "codebook", "scale", "stages"]
 REPORT_TABLES = ["behaviour", "agreement", "probes", "information", "spread", "correlations", "blocking", "unrelated"]
-REPORT_TABLES += ["selection", "codebook", "scale", "stages", "controls"]
+REPORT_TABLES += ["selection", "selection_layers", "codebook", "scale", "stages", "controls"]
+REPORT_PARTS = []
 AUDITED = STUDY.audit.models if STUDY.audit else []
 if AUDITED:
     FIGURE_TABLES["audit"] = ["audit"]
@@ -66,11 +67,15 @@ if STUDY.vectors:
     }
 RECALL_TABLES = ["lens", "knockout", "tracing", "heads", "recall", "recall_audit", "recall_lists"]
 if STUDY.recall:
-    CLAIM_TABLES += RECALL_TABLES
+    CLAIM_TABLES.append("recall")
+    REPORT_TABLES += ["recall", "recall_lists", "recall_audit"]
+    REPORT_PARTS.append("recall")
+    FIGURE_TABLES["recall_claims"] = ["claims"]
     FIGURE_TABLES["recall_decode"] = ["lens"]
     FIGURE_TABLES["recall_lens"] = ["lens", "knockout"]
     FIGURE_TABLES["recall_heads"] = ["heads"]
-    FIGURE_TABLES["recall_joint"] = ["probes", "lens"]
+    FIGURE_TABLES["recall_joint"] = ["lens", "probes", "selection_layers"]
+    FIGURE_TABLES["recall_joint"] += ["patching", "circuits"] if STUDY.vectors else []
     if STUDY.recall.tracing.subjects:
         FIGURE_TABLES["recall_tracing"] = ["tracing"]
 FIGURES = [*FIGURE_TABLES, *(["training"] if ORGANISMS else [])]
@@ -94,6 +99,7 @@ TASK_GROUPS = [TASKS[first : first + TASKS_PER_JOB] for first in range(0, len(TA
 
 DATA = f"data/{STUDY.study}"
 WORLD = f"{DATA}/world"
+CORPUS = f"{DATA}/corpus"
 FIGURE = f"figures/{STUDY.study}"
 PAPER = f"paper/{STUDY.study}"
 ACTIVATIONS = f"{DATA}/activations/{{model}}/{{task}}"

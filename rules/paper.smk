@@ -32,7 +32,7 @@ rule report:
     """The report as PDF."""
     input:
         source="paper/report.tex",
-        parts=[f"paper/{part}.tex" for part in REPORT_PARTS],
+        parts=[f"paper/{name}.tex" for name in REPORT_PARTS],
         bibliography="paper/references.bib",
         numbers=rules.numbers.output.numbers,
         figures=collect(f"{FIGURE}/{{figure}}.pdf", figure=FIGURES),
