@@ -118,9 +118,11 @@ def _codebook(condition: str) -> Callable[[Tables], Finding]:
 
 
 def _selection(role: str, condition: str) -> Callable[[Tables], Finding]:
+    """A property asked minus the same one not asked, the mean of both properties of the texts."""
+
     def evidence(tables: Tables) -> Finding:
         table = _of_families(tables["selection"])
-        wanted = {"condition": condition, "role": role, "stage": headline(tables)}
+        wanted = {"condition": condition, "role": role, "target": ALL, "stage": headline(tables)}
         return find(table, "estimate", 100, "samples", **_MEAN, **wanted)
 
     return evidence
@@ -314,15 +316,30 @@ def _claims() -> Iterable[Claim]:
     )
     yield _claim(
         "selection.decision",
-        "asked minus unasked property, decision",
-        "where the model answers, the asked property is more decodable than the unasked one",
+        "a property asked minus not asked, decision",
+        "where the model answers, a property is more decodable when it is asked about than when the other one is",
         above(0),
         "selection",
         _selection("decision", "instruction_first"),
     )
-    # Asked and unasked clauses differ in kind, so their difference at the sample says nothing about the instruction;
-    # what does is whether the sample carries less when nothing before it can be seen. (Replaced after results were
-    # seen: the other test, within the margin, was contradicted. The report says so.)
+    yield _claim(
+        "selection.decision.blocked",
+        "a property asked minus not asked, decision, instruction hidden",
+        "with the instruction hidden from all later positions, what is asked makes no difference there",
+        within(MARGIN),
+        "selection",
+        _selection("decision", full),
+    )
+    # An earlier version compared the asked with the unasked property, which differ in kind, so that the kind of clause
+    # decided it. Replaced after its result (contradicted) was seen; the report says so.
+    yield _claim(
+        "selection.sample",
+        "a property asked minus not asked, sample",
+        "at the sample tokens, what is asked makes no difference to what is decodable",
+        within(MARGIN),
+        "selection",
+        _selection("sample", "instruction_first"),
+    )
     yield _claim(
         "isolate.sample",
         "sample information, sample sees nothing before it",

@@ -13,6 +13,7 @@ from levelt.studies.latex import decimal, escape, interval, tabular
 from levelt.studies.published import VALUES
 from levelt.studies.recall.report import recall_numbers
 from levelt.studies.scope import PUBLISHED_ROLES, PUBLISHED_VARIATIONS
+from levelt.studies.vectors.report import vector_numbers
 from levelt.vocabulary import ALL, UNTRAINED, latest_stage
 
 _UNITS = {
@@ -88,9 +89,11 @@ def numbers(
         values["audit.model"] = _code(tables["audit"]["model"].iloc[-1])
     if "recall" in tables:
         values |= recall_numbers(tables)
+    if "vectors_stages" in tables:
+        values |= vector_numbers(tables)
     values |= claim_numbers(claims)
     values |= _behaviour_numbers(tables["behaviour"], stage)
-    values |= _selection_numbers(tables["selection"], stage)
+    values |= _selection_numbers(tables["selection"], tables["selection_layers"], stage)
     values |= _leak_numbers(tables["probes"], stage)
     return values
 
@@ -184,13 +187,20 @@ def _behaviour_numbers(behaviour: pd.DataFrame, stage: str) -> dict[str, str]:
     return out
 
 
-def _selection_numbers(selection: pd.DataFrame, stage: str) -> dict[str, str]:
-    """Asked and unasked property at each role of the latest stage, instruction first: ``asked.<role>``."""
+def _selection_numbers(selection: pd.DataFrame, layers: pd.DataFrame, stage: str) -> dict[str, str]:
+    """A property asked and not asked at each role of the latest stage, instruction first: ``asked.<role>``; and the
+    best layer at the decision of the checkpoint with the least and the most selection, and the most when blocked."""
     rows = selection[(selection["stage"] == stage) & (selection["condition"] == "instruction_first")]
-    rows = rows[(rows["model"] == ALL) & (rows["family"] == ALL) & (rows["task"] == ALL)]
+    rows = rows[(rows["model"] == ALL) & (rows["family"] == ALL) & (rows["task"] == ALL) & (rows["target"] == ALL)]
     out = {}
     for _, row in rows.iterrows():
-        out[f"asked.{row['role']}"], out[f"unasked.{row['role']}"] = decimal(row["asked"]), decimal(row["unasked"])
+        out[f"asked.{row['role']}"], out[f"other.{row['role']}"] = decimal(row["asked"]), decimal(row["other"])
+    cells = layers[(layers["task"] == ALL) & (layers["role"] == "decision") & (layers["stage"] == stage)]
+    cells = cells[cells["target"] == ALL]
+    best = 100 * cells.groupby(["condition", "model"])["estimate"].max()
+    for condition, of_models in best.groupby(level="condition"):
+        out[f"selection.least.{condition}"] = decimal(float(of_models.min()), 0)
+        out[f"selection.most.{condition}"] = decimal(float(of_models.max()), 0 if of_models.max() > 3 else 1)
     return out
 
 
@@ -358,16 +368,20 @@ def _changes_table(several: Sequence[pd.DataFrame]) -> str:
 def _selection_table(selection: pd.DataFrame) -> str:
     means = _stage_means(selection)
     means = means[means["role"].isin(["sample", "decision"])]
-    rows = []
-    for (stage, condition), cell in means.groupby(["stage", "condition"], sort=False):
-        row = [_plain(stage), _plain(condition)]
-        for role in ("sample", "decision"):
-            of_role = cell[cell["role"] == role]
-            row += [decimal(of_role[name].mean(), 3) for name in ("asked", "unasked")]
-            row.append(_shown(cell, "estimate", 1, role=role))
-        rows.append(row)
-    header = ["stage", "condition", "asked, sample", "unasked", "difference (pp)"]
-    return tabular([*header, "asked, decision", "unasked", "difference (pp)"], rows, "llrrlrrl") if rows else ""
+    rows: list[list[str]] = []
+    for stage, of_stage in means.groupby("stage", sort=False):
+        for (condition, target), cell in of_stage.groupby(["condition", "target"], sort=False):
+            name = {ALL: "mean of both", "label": "label"}.get(str(target), "other property")
+            row = [_plain(stage), _plain(condition), name]
+            for role in ("sample", "decision"):
+                of_role = cell[cell["role"] == role]
+                row += [decimal(of_role[name].mean(), 3) for name in ("asked", "other")]
+                row.append(_shown(cell, "estimate", 1, role=role))
+            rows.append(row)
+        rows.append([])
+    header = ["stage", "condition", "property", "asked, sample", "not asked", "difference (pp)"]
+    header += ["asked, decision", "not asked", "difference (pp)"]
+    return tabular(header, rows[:-1], "lllrrlrrl") if rows else ""
 
 
 def _codebook_table(codebook: pd.DataFrame) -> str:
