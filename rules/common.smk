@@ -49,11 +49,14 @@ AUDITED = STUDY.audit.models if STUDY.audit else []
 if AUDITED:
     FIGURE_TABLES["audit"] = ["audit"]
     REPORT_TABLES.append("audit")
+REPORT_PARTS = []
 VECTOR_FILES = ["effects", "separability", "projection", "tokens", "heads", "sums"]
 VECTOR_TABLES = ["contrastive", "patching", "vectors", "interaction", "separability", "projection"]
 VECTOR_TABLES += ["paths", "path_sums", "activity", "circuits", "circuit_keys", "vectors_stages"]
 if STUDY.vectors:
     CLAIM_TABLES.append("vectors_stages")
+    REPORT_TABLES += ["contrastive", "interaction", "separability", "path_sums", "circuit_keys", "vectors_stages"]
+    REPORT_PARTS.append("vectors")
     FIGURE_TABLES |= {
         "vectors_claims": ["claims"],
         "vectors_patching": ["patching", "interaction"],

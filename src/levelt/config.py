@@ -92,7 +92,7 @@ class Shape(Section):
     intermediate_size: int = Field(ge=8, description="Width of the MLP.")
     initializer_range: float = Field(0.08, gt=0, description="Standard deviation of the initial weights.")
     rate: float = Field(1.0, gt=0, description="Factor on the learning rate of every stage (wider: smaller).")
-    patience: float = Field(1.0, gt=0, description="Factor on the steps of the base and sft stages (wider: more).")
+    patience: float = Field(1.0, gt=0, description="Factor on the steps of the base and sft stages.")
     seeds: list[Annotated[int, Field(ge=0, le=999)]] = Field(
         [0], min_length=1, description="Training seeds: one organism each. Seed 0 has no mark in the id."
     )

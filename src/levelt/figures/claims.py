@@ -38,7 +38,7 @@ def draw_paper(claims: pd.DataFrame, paper: str) -> tuple[Figure, pd.DataFrame]:
     for axis, unit in zip(axes[:, 0], units, strict=False):
         rows = drawn[drawn["unit"] == unit].reset_index(drop=True)
         values = rows[["estimate", "ci_low", "ci_high", "published"]].to_numpy(dtype=float)
-        least, most = np.nanmin([values.min(initial=0), np.nanmin(values)]), np.nanmax([0.0, np.nanmax(values)])
+        least, most = min(0.0, np.nanmin(values)), max(0.0, np.nanmax(values))
         margin = 0.05 * (most - least)
         axis.set_xlim(least - margin, most + margin)
         chance_line(axis, 0.0, horizontal=False)

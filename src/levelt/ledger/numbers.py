@@ -79,6 +79,7 @@ def _rounds_to(value: float, shown: str, digits: str) -> bool:
 def typed_numbers(text: str) -> Iterator[tuple[int, str]]:
     """(line, number) for every decimal number or percentage typed into the prose of a LaTeX source.
 
+    A source without a document of its own is a part of one: all of it is prose.
     A line that ends in the comment ``% constant`` may have them: chance is 0.5 whatever the study finds.
     """
     body = text.partition(r"\begin{document}")[2] or text  # a part that a document inputs has no beginning of its own
@@ -89,3 +90,9 @@ def typed_numbers(text: str) -> Iterator[tuple[int, str]]:
         prose = _NO_PROSE.sub("", re.sub(r"(?<!\\)%.*", "", line))
         for match in _TYPED.finditer(prose):
             yield number, match.group()
+
+
+def generated(path: Path) -> dict[str, str]:
+    """Key -> LaTeX of every generated number and table in a file of macros, in its order."""
+    parts = re.split(r"^\\leveltset\{([^}]*)\}\{", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {key: value.rstrip().removesuffix("}") for key, value in zip(parts[::2], parts[1::2], strict=True)}

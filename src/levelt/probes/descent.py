@@ -47,7 +47,7 @@ class Loss:
         rows = None if self.rows is None else self.rows.astype(dtype)
         return Loss(self.targets.astype(dtype), self.outputs, rows)
 
-    def part(self, designs: npt.NDArray[Any]) -> Loss:
+    def part(self, designs: npt.NDArray[Any] | slice) -> Loss:
         """The loss of some designs."""
         return Loss(self.targets[designs], self.outputs, None if self.rows is None else self.rows[designs])
 
@@ -122,7 +122,7 @@ class Space(Protocol):
     def stiffness(self, loss: Loss, vector: Real, ray: Real) -> tuple[Real, Real]:
         """How much the penalty curves along a vector with scores ``ray``, and the least to divide by."""
 
-    def part(self, designs: npt.NDArray[Any]) -> Space:
+    def part(self, designs: npt.NDArray[Any] | slice) -> Space:
         """The coefficients of some designs."""
 
 
@@ -165,7 +165,7 @@ class Tall:
         found = loss.dot(self.penalties * vector, vector)
         return found, found
 
-    def part(self, designs: npt.NDArray[Any]) -> Tall:
+    def part(self, designs: npt.NDArray[Any] | slice) -> Tall:
         fields = (self.design, self.across, self.scales, self.penalties, self.inverse)
         return Tall(*(field[designs] for field in fields))
 
@@ -198,7 +198,7 @@ class Flat:
         longest = loss.dot(vector, ray)  # a difference follows: rounding can leave nothing of it
         return longest - loss.dot(loss.weigh(ray.copy()), ray), 1e-3 * longest
 
-    def part(self, designs: npt.NDArray[Any]) -> Flat:
+    def part(self, designs: npt.NDArray[Any] | slice) -> Flat:
         return Flat(self.kernel[designs])
 
 
@@ -285,7 +285,7 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
 
 
 def newton_step(
-    space: Space, loss: Loss, said: Real, pulled: tuple[Real, Real, Real], accuracy: float, limit: int
+    space: Space, loss: Loss, said: Real, pulled: tuple[Real, Real, Real], accuracy: Real, limit: int
 ) -> Real:
     """The Newton step at a point, to a relative ``accuracy``, by linear conjugate gradients.
 

@@ -27,7 +27,7 @@ Precision = Literal["mixed", "float64"]
 ACCURACY = 1e-6
 """Certified relative distance from the optimal weights at which a probe is finished (finer than any use of it)."""
 
-DESCENT = 1e-5
+DESCENT = 1e-4
 """Gradient norm in whitened coordinates at which descent hands over to Newton steps, which then need one or two."""
 
 CLOSENESS, CLOSEST = 0.1, (1e-3, 0.1)
@@ -137,12 +137,19 @@ def standardise(features: Floats, rows: Floats) -> tuple[Floats, Floats, Floats]
     middle = features.mean(axis=1)  # taken off first, so that squares cannot cancel
     values = features - middle[:, None]
     centre = rows @ values.T
-    spread = np.sqrt(np.maximum(rows @ (values**2).T - centre**2, 0))
-    constant = spread <= 1e-12 * np.maximum(1.0, np.abs(middle + centre))
+    spread, constant = _spreads(rows @ (values**2).T, centre, middle)
     scale = np.where(constant, 0.0, 1 / np.where(constant, 1.0, spread))
     design = values[None] - centre[:, :, None]
     design *= scale[:, :, None]
     return design, middle + centre, np.where(constant, 1.0, spread)
+
+
+def _spreads(squares: Floats, centre: Floats, middle: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Standard deviations from means of squares and means, and whether the feature is constant as far as the rounding
+    of both can tell; ``middle`` was taken off before."""
+    variance = squares - centre**2
+    spread = np.sqrt(np.maximum(variance, 0))
+    return spread, (variance <= 1e-13 * squares) | (spread <= 1e-12 * np.maximum(1.0, np.abs(middle + centre)))
 
 
 def fit_batch(
@@ -205,12 +212,10 @@ def fit_shared(
     share = rows / rows.sum(axis=1, keepdims=True)
     centres = share @ values
     squares = share @ (values**2)
-    deviations = np.sqrt(np.maximum(squares - centres**2, 0))
-    least = 1e-12 * np.maximum(1.0, np.abs(middle + centres))
-    overall = np.sqrt(np.maximum(squares.mean(axis=1) - centres.mean(axis=1) ** 2, 0))[:, None]
-    shrink = np.where(overall <= least.max(axis=1, keepdims=True), 0.0, 1 / np.maximum(overall, 1e-300))
-    values *= shrink
-    scales = np.where(deviations <= least, 0.0, overall / np.maximum(deviations, 1e-300))
+    deviations, constant = _spreads(squares, centres, middle)
+    overall, useless = _spreads(squares.mean(axis=1, keepdims=True), centres.mean(axis=1, keepdims=True), middle)
+    values *= np.where(useless, 0.0, 1 / np.where(useless, 1.0, overall))
+    scales = np.where(constant | useless, 0.0, overall / np.where(constant, 1.0, deviations))
     repeated = np.broadcast_to(rows, (len(values), *rows.shape))
     return _fit(values.transpose(0, 2, 1), targets, repeated, scales, penalty, bound, 2, precision)
 
@@ -248,7 +253,7 @@ def _fit(
     if classes > 2 and sets > 1:
         scales = np.repeat(scales, classes, axis=1)
     found, near = _solve(designs, loss, scales, penalty, np.float32 if precision == "mixed" else np.float64)
-    late = ~(found.bounds <= np.minimum(bound, near)).all(axis=1)
+    late = np.asarray(~(found.bounds <= np.minimum(bound, near)).all(axis=1))
     if late.any() and precision == "mixed":
         again, _ = _solve(designs[late], loss.part(late), scales[late], penalty, np.float64)
         for name in ("weights", "intercepts", "scores", "bounds"):
@@ -434,7 +439,7 @@ class FlatSystem:
         return self._lift(steps)
 
     def weights(self, parameters: Floats) -> Floats:
-        found = parameters @ self.design.T
+        found: Floats = parameters @ self.design.T
         found *= self.scales
         return found
 
@@ -548,7 +553,6 @@ def settle(loss: Loss, scores: Floats) -> tuple[Floats, Floats]:
     """
     assert loss.rows is not None
     counts = loss.rows.sum(axis=2)[:, :, None, None]
-    rows = loss.rows[:, :, None]
     moved = np.zeros((*scores.shape[:2], 1))
     said = loss.predict(scores)
     for _ in range(100):

@@ -13,6 +13,7 @@ from levelt.studies.latex import decimal, escape, interval, tabular
 from levelt.studies.published import VALUES
 from levelt.studies.recall.report import recall_numbers
 from levelt.studies.scope import PUBLISHED_ROLES, PUBLISHED_VARIATIONS
+from levelt.studies.vectors.report import vector_numbers
 from levelt.vocabulary import ALL, UNTRAINED, latest_stage
 
 _UNITS = {
@@ -88,6 +89,8 @@ def numbers(
         values["audit.model"] = _code(tables["audit"]["model"].iloc[-1])
     if "recall" in tables:
         values |= recall_numbers(tables)
+    if "vectors_stages" in tables:
+        values |= vector_numbers(tables)
     values |= claim_numbers(claims)
     values |= _behaviour_numbers(tables["behaviour"], stage)
     values |= _selection_numbers(tables["selection"], tables["selection_layers"], stage)
