@@ -454,8 +454,12 @@ def test_a_sweep_runs_only_what_a_plan_can_change():
     found = sweep(decoder("llama"), prompts, plans, reads)
     ran = {name: result.padded for name, result in found.items()}
     assert ran["plain"] == ran["block_nothing"] == 8 * 22
-    assert ran["isolate_sample"] == ran["block_instruction_to_all"] == 8 * (22 - 9)
+    assert ran["block_instruction_to_all"] == 8 * (22 - 9)
+    # these agree with it up to the decision, and up to the end of the sample
+    assert ran["block_instruction_to_sample"] == 8 and ran["isolate_sample"] == 8 * 4
     assert ran["block_instruction_to_output"] == ran["block_sample_to_output"] == 8  # the decision of each row
+    alone = sweep(decoder("llama"), prompts, {"plain": None, "isolate": condition("isolate_sample")}, reads)
+    assert alone["isolate"].padded == 8 * (22 - 9)
     # exactly the plain run's values where a plan comes later
     output = found["block_instruction_to_output"]
     assert gap(output["sample.residual"], found["plain"]["sample.residual"]) == 0

@@ -12,6 +12,7 @@ Keys are counted from the right, because sliding caches drop old ones.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -55,6 +56,7 @@ class Blocked:
         device: torch.device,
         label: str = "row",
         rows: Sequence[int] | None = None,
+        placed: Sequence[tuple[tuple[Ranges, Ranges], ...]] | None = None,
     ) -> None:
         """Find the positions of the plans' groups in each row.
 
@@ -65,6 +67,7 @@ class Blocked:
             layers: layers of the model.
             device: where it runs.
             label: what a row is called in errors, with ``rows``, the numbers of the rows (default 0, 1, ...).
+            placed: what `check_plan` says of each row, where that is known.
 
         Raises:
             InputError: see `check_plan`.
@@ -76,7 +79,7 @@ class Blocked:
         }
         self._prompt_queries = []  # whether a row's plan has queries in the prompt itself
         for row, (plan, group, length) in enumerate(zip(self.plans, groups, lengths, strict=True)):
-            found = check_plan(plan, group, length, layers, self._names[row])
+            found = placed[row] if placed else check_plan(plan, group, length, layers, self._names[row])
             for block, pair in zip(plan.blocks, found, strict=True):
                 positions[block][row] = pair
             self._prompt_queries.append(any(queries and queries[0][0] < length for queries, _ in found))
@@ -93,7 +96,18 @@ class Blocked:
         self.kept = torch.zeros((len(lengths), layers), dtype=torch.int64, device=device)
         self.counted: Bool[Tensor, " rows"] | None = None
         self._positions: Int[Tensor, "rows columns"] | None = None
-        self._masks: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
+        self._masks: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self._first_pass: dict[int, tuple[Int[Tensor, "rows q"], Int[Tensor, "rows q"]]] = {}
+
+    def inherit(self, other: Blocked, columns: Int[Tensor, " rows"]) -> None:
+        """Count what another plan took away at the first columns of each row, in its first pass.
+
+        For a run that starts behind these columns, from the other's cache: they lost the same edges under both plans.
+        """
+        for layer, counts in other._first_pass.items():
+            for total, by_query in zip((self.removed, self.kept), counts, strict=True):
+                here = torch.arange(by_query.shape[1], device=by_query.device) < columns[:, None]
+                total[:, layer] += (by_query * here).sum(1)
 
     def begin(self, positions: Int[Tensor, "rows columns"]) -> None:
         """A forward pass begins: the position of every column so far, pads -1."""
@@ -105,15 +119,17 @@ class Blocked:
         blocks, opened = self._layers[layer]
         key = (id(mask), blocks, opened)
         if key not in self._masks:  # most layers share one; the entry keeps the tensor, and so its id, alive
-            self._masks[key] = (*self._combine(mask, blocks, opened), mask)
-        combined, removed, kept, _ = self._masks[key]
-        self.removed[:, layer] += removed
-        self.kept[:, layer] += kept
-        return combined
+            combined, removed, kept = self._combine(mask, blocks, opened)
+            self._masks[key] = combined, removed, kept, (removed.sum(1), kept.sum(1)), mask
+        mask, removed, kept, totals, _ = self._masks[key]
+        self.removed[:, layer] += totals[0]
+        self.kept[:, layer] += totals[1]
+        self._first_pass.setdefault(layer, (removed, kept))
+        return mask
 
     def _combine(
         self, mask: Bool[Tensor, "rows 1 q k"], blocks: tuple[int, ...], opened: tuple[bool, ...]
-    ) -> tuple[Bool[Tensor, "rows 1 q k"], Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+    ) -> tuple[Bool[Tensor, "rows 1 q k"], Int[Tensor, "rows q"], Int[Tensor, "rows q"]]:
         if self._positions is None or mask is None or mask.dtype != torch.bool:
             raise RuntimeError("the blocked attention kernel got a mask that levelt did not make")
         count, keys = mask.shape[-2:]
@@ -122,20 +138,25 @@ class Blocked:
         if opened in self._opened:
             future = (key_at[:, None] > query_at[..., None]) & (query_at[..., None] >= 0)
             allowed = allowed | (future & self._opened[opened])
-        blocked = torch.zeros((), dtype=torch.bool, device=mask.device)
-        for index in blocks:
-            queries, wanted = (_inside(at, by) for at, by in zip((query_at, key_at), self._bounds[index], strict=True))
-            blocked = blocked | (queries[..., None] & wanted[:, None])
-        live = (allowed & blocked).sum((1, 2))
-        left = allowed & ~blocked
+        left, live = allowed, torch.zeros(query_at.shape, dtype=torch.int64, device=mask.device)
+        if blocks:
+            edges = [
+                [_inside(at, by) for at, by in zip((query_at, key_at), self._bounds[i], strict=True)] for i in blocks
+            ]
+            blocked = functools.reduce(
+                torch.logical_or, (queries[..., None] & wanted[:, None] for queries, wanted in edges)
+            )
+            left = allowed & ~blocked
+            live = (allowed ^ left).sum(2)
         nothing = ~left.any(-1)
         # A row of a softmax must not be empty: sdpa and eager would give zeros, NaN, or the mean of every key, the
         # future's too. It keeps itself; pads as well, whose NaN on some kernels would spread.
-        itself = torch.arange(keys - count, keys, device=mask.device)
-        left = left | (nothing[..., None] & (torch.arange(keys, device=mask.device) == itself[:, None]))
-        kept = (nothing & (query_at >= 0)).sum(-1)
+        if nothing.any():
+            itself = torch.arange(keys - count, keys, device=mask.device)
+            left = left | (nothing[..., None] & (torch.arange(keys, device=mask.device) == itself[:, None]))
+        kept = (nothing & (query_at >= 0)).long()
         if self.counted is not None:
-            live, kept = live * self.counted, kept * self.counted
+            live, kept = live * self.counted[:, None], kept * self.counted[:, None]
         return left[:, None], live, kept
 
     def check(self) -> None:
@@ -215,6 +236,32 @@ def in_force() -> Blocked | None:
 
 
 @contextmanager
+def blocked_kernel(model: PreTrainedModel) -> Iterator[None]:
+    """Switch to the blocked twin of the model's kernel, and back afterwards, whatever happens.
+
+    Inside, `blocking` need not switch for every pass; a pass without a plan is an error.
+
+    Raises:
+        InputError: the model's kernel has no blocked twin.
+    """
+    ordinary = model.config._attn_implementation
+    if ordinary in BLOCKED.values():
+        yield
+        return
+    if ordinary not in BLOCKED:
+        raise InputError(f"attention cannot be blocked with the {ordinary} kernel; choose one of {', '.join(BLOCKED)}")
+    if ordinary == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
+        raise InputError("attention cannot be blocked in a GPT-2 with reorder_and_upcast_attn and the eager kernel")
+    try:
+        model.set_attn_implementation(BLOCKED[ordinary])
+        if model.config._attn_implementation != BLOCKED[ordinary]:
+            raise InputError(f"attention cannot be blocked in {model.config.model_type} models: no attention interface")
+        yield
+    finally:
+        model.set_attn_implementation(ordinary)
+
+
+@contextmanager
 def blocking(model: PreTrainedModel, blocked: Blocked) -> Iterator[Blocked]:
     """Run the model with a plan in force; the ordinary kernel is back afterwards, whatever happens.
 
@@ -223,20 +270,12 @@ def blocking(model: PreTrainedModel, blocked: Blocked) -> Iterator[Blocked]:
     """
     if _IN_FORCE.get() is not None:
         raise RuntimeError("a plan is already in force; put all blocks into one plan")
-    ordinary = model.config._attn_implementation
-    if ordinary not in BLOCKED:
-        raise InputError(f"attention cannot be blocked with the {ordinary} kernel; choose one of {', '.join(BLOCKED)}")
-    if ordinary == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
-        raise InputError("attention cannot be blocked in a GPT-2 with reorder_and_upcast_attn and the eager kernel")
-    token = _IN_FORCE.set(blocked)
-    try:
-        model.set_attn_implementation(BLOCKED[ordinary])
-        if model.config._attn_implementation != BLOCKED[ordinary]:
-            raise InputError(f"attention cannot be blocked in {model.config.model_type} models: no attention interface")
-        yield blocked
-    finally:
-        model.set_attn_implementation(ordinary)
-        _IN_FORCE.reset(token)
+    with blocked_kernel(model):
+        token = _IN_FORCE.set(blocked)
+        try:
+            yield blocked
+        finally:
+            _IN_FORCE.reset(token)
 
 
 @torch.inference_mode()

@@ -14,20 +14,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, Int64
+from jaxtyping import Bool, Float, Float32, Int, Int64
 from torch import Tensor, nn
 
-from levelt.engine.attention import Blocked, blocking, check_plan
+from levelt.engine.attention import Blocked, blocked_kernel, blocking
 from levelt.engine.cache import begun, empty_cache, forgets, repeated
 from levelt.engine.generate import Batch, plan_batches
 from levelt.engine.plans import Plan
-from levelt.engine.run import Change, Prompt
+from levelt.engine.run import Change, Prompt, common_prefix
+from levelt.engine.sharing import PlacedPlans
 from levelt.engine.sites import Positions, Ranges, Selection
 from levelt.files import InputError
 from levelt.models import hooks
@@ -148,8 +149,10 @@ def sweep(
     """Capture the same prompts under several plans, running again only what a plan can change.
 
     By causality, a row's positions in front of its first blocked query are those of the plain run: their keys and
-    values come from its cache, and what is read there is copied from it. (Models with sliding windows, whose cache
-    forgets, attention weights, and plans that are no block plans run from the common prefix on.)
+    values come from its cache, and what is read there is copied from it. So with two plans, in front of the first
+    position at which they differ: a plan starts from the plain run, or from a plan named before it, whichever leaves
+    less to run. (Values may then differ by rounding from those the plan has alone. Models with sliding windows, whose
+    cache forgets, attention weights, and plans that are no block plans run from the common prefix on.)
 
     Args and errors as for `capture`; plans: by name, None for the plain run.
 
@@ -158,28 +161,35 @@ def sweep(
     """
     ranges = _check(decoder, prompts, reads, label)
     chosen = _token_table(decoder, token_ids, len(prompts)) if any(read.site == "logits" for read in reads) else None
-    job = _Job(decoder, prompts, reads, ranges, chosen, label)
-    firsts = {name: job.first_changed(plan) for name, plan in plans.items()}
-    shared = job.shared(min((int(first.min()) for first in firsts.values()), default=0))
-    prefix = job.prefix(shared) if shared else None
+    job = _Job(decoder, prompts, reads, ranges, chosen, plans, label)
+    reused = len(plans) > 1 and not job.windowed and not any(read.site == "weights" for read in reads)
+    starts = job.placed.starts([name for name in plans if job.reusable(name)]) if reused else {}
+    prefix, shared = job.prefix()
     # a cached position costs memory in every row, if less than a running one
     batches = plan_batches([length - shared + shared // 4 for length in job.lengths.tolist()], batch_tokens, 0)
     outputs = {name: job.outputs() for name in plans}
     padded = dict.fromkeys(plans, 0)
-    kept = len(plans) > 1 and not job.windowed and not any(read.site == "weights" for read in reads)
+    sources = {source for source, _ in starts.values()}
+    blocks = [name for name, plan in plans.items() if isinstance(plan, Plan | Sequence)]
+    by_kernel = (False, [name for name in plans if name not in blocks]), (True, blocks)  # a switch costs a little
     for rows in batches:
-        plain: _Plain | None = None
-        if kept and any(job.reusable(plan) for plan in plans.values()):
-            plain = job.plain(rows, shared, prefix)
-        for name, plan in plans.items():
-            if plain is not None and plan is None:
-                values, ran = plain.values, plain.padded
-            elif plain is not None and job.reusable(plan):
-                values, ran = job.rerun(rows, plan, plain, firsts[name][rows])
-            else:
-                values, ran = job.run(rows, plan, shared, prefix)
-            job.store(outputs[name], rows, values)
-            padded[name] += ran
+        runs: dict[str | None, _Run] = {}
+        if starts:
+            runs[None] = job.plain(rows, prefix)
+        for blocked, names in by_kernel:
+            with blocked_kernel(decoder.model) if blocked and names else nullcontext():
+                for name in names:
+                    if name in starts:
+                        source, first = starts[name]
+                        run = job.rerun(rows, name, runs[source], first[rows])
+                    elif starts and plans[name] is None:
+                        run = runs[None]
+                    else:
+                        run = job.run(rows, name, prefix)
+                    if name in sources:
+                        runs[name] = run
+                    job.store(outputs[name], rows, run.values)
+                    padded[name] += run.padded
     tokens = sum(len(prompt.input_ids) for prompt in prompts)
     return {name: Captured(values, job.offsets, tokens, padded[name], len(batches)) for name, values in outputs.items()}
 
@@ -189,12 +199,35 @@ _Values = list[tuple[Read, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class _Plain:
-    """A batch's plain run: what was read, and the keys and values of all its positions."""
+class _Run:
+    """A batch that has been run: what was read, and what another run needs to start from it.
+
+    cache: keys and values: of ``cached`` columns in front (position p at column p), and of those run.
+    starts: [rows] the position that was run first.
+    """
 
     values: _Values
-    cache: Any
     padded: int
+    cache: Any
+    cached: int
+    starts: Int64[np.ndarray, " rows"]
+    blocked: Blocked | None
+
+    def before(self, first: Int64[np.ndarray, " rows"]) -> Bool[np.ndarray, "rows columns"]:
+        """Which columns of the cache, as far as they are needed, hold each row's positions in front of ``first``."""
+        ran = first - self.starts
+        columns = np.arange(self.cached + ran.max() if ran.max() > 0 else first.max())
+        front = columns < np.minimum(first, self.starts)[:, None]
+        here: np.ndarray = front | ((columns >= self.cached) & (columns < self.cached + ran[:, None]))
+        return here
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """The cache of the tokens that all prompts begin with."""
+
+    cache: Any
+    count: int
 
 
 class _Job:
@@ -207,10 +240,11 @@ class _Job:
         reads: Sequence[Read],
         ranges: dict[str, Int64[np.ndarray, "n 2"]],
         chosen: Int64[np.ndarray, "n tokens"] | None,
+        plans: Mapping[str, Plan | Sequence[Plan] | Change | None],
         label: str,
     ) -> None:
         self.decoder, self.prompts, self.reads, self.ranges, self.chosen = decoder, prompts, reads, ranges, chosen
-        self.label = f"{label} prompt".strip()
+        self.plans, self.label = plans, f"{label} prompt".strip()
         self.lengths = np.array([len(prompt.input_ids) for prompt in prompts])
         self.offsets = {
             read.group: np.concatenate([[0], np.cumsum(ranges[read.group][:, 1] - ranges[read.group][:, 0])])
@@ -218,6 +252,8 @@ class _Job:
             if read.each
         }
         self.windowed = forgets(decoder.model)
+        blocks = {name: plan for name, plan in plans.items() if isinstance(plan, Plan | Sequence)}
+        self.placed = PlacedPlans(prompts, blocks, len(decoder.parts.layers), self.label)
 
     def outputs(self) -> dict[str, np.ndarray]:
         """Arrays for everything that is read."""
@@ -245,95 +281,84 @@ class _Job:
 
     # --- what can be shared
 
-    def first_changed(self, plan: Plan | Sequence[Plan] | Change | None) -> Int64[np.ndarray, " n"]:
-        """Per prompt, the first position that a plan can change; its length for the plain run."""
-        match plan:
+    def first_changed(self, name: str) -> int:
+        """The first position that a plan can change in some prompt."""
+        match self.plans[name]:
             case None:
-                return self.lengths.copy()
-            case Plan() | Sequence():
-                plans = [plan] * len(self.prompts) if isinstance(plan, Plan) else list(plan)
-                return np.array([self._first(row, mine) for row, mine in enumerate(plans)])
+                return int(self.lengths.min())
+            case Plan() | Sequence() as plan:
+                opened = any(one.open_future is not None for one in ([plan] if isinstance(plan, Plan) else plan))
+                return 0 if opened else int(self.placed.first(name).min())
             case _:
-                return np.zeros_like(self.lengths)
+                return 0
 
-    def _first(self, row: int, plan: Plan) -> int:
-        length = int(self.lengths[row])
-        if plan.open_future is not None:
-            return 0
-        layers = len(self.decoder.parts.layers)
-        found = check_plan(plan, self.prompts[row].groups, length, layers, f"{self.label} {row}")
-        return min((queries[0][0] for queries, _ in found if queries), default=length)
-
-    def shared(self, limit: int) -> int:
-        """How many tokens all prompts begin with, in front of ``limit`` and of every group read."""
-        if len(self.prompts) < 2 or (self.windowed and any(read.site == "weights" for read in self.reads)):
-            return 0
-        limit = min(limit, int(self.lengths.min()) - 1, *(int(spans[:, 0].min()) for spans in self.ranges.values()))
-        first = self.prompts[0].input_ids
-        for prompt in self.prompts:
-            ids = prompt.input_ids
-            limit = next((at for at in range(limit) if ids[at] != first[at]), limit)
-        # behind a prefix, attention needs an explicit mask: a short one does not pay
-        return limit if limit >= self.lengths.mean() / 8 else 0
-
-    def prefix(self, count: int) -> Any:
-        """The cache of the first tokens of every prompt."""
+    def prefix(self) -> tuple[_Prefix, int]:
+        """What all prompts begin with, in front of every group read; and how much of it every plan leaves alone."""
+        common = 0
+        if len(self.prompts) > 1 and not (self.windowed and any(read.site == "weights" for read in self.reads)):
+            limit = int(self.lengths.min()) - 1
+            limit = min(limit, *(int(spans[:, 0].min()) for spans in self.ranges.values()))
+            common = self._paying(common_prefix([prompt.input_ids for prompt in self.prompts], limit))
+        shared = self._paying(min([common, *map(self.first_changed, self.plans)]))
+        count = shared if self.windowed else common  # a cache that forgets cannot be cut off
+        if not count:
+            return _Prefix(None, 0), 0
         ids = np.asarray(self.prompts[0].input_ids[:count], dtype=np.int64)[None]
         model = self.decoder.model
         cache = empty_cache(model)
         model.base_model(input_ids=torch.from_numpy(ids).to(model.device), past_key_values=cache, use_cache=True)
-        return cache
+        return _Prefix(cache, count), shared
 
-    def reusable(self, plan: Plan | Sequence[Plan] | Change | None) -> bool:
-        """Whether a plan can start from the plain run's cache: a block plan that blocks something.
+    def _paying(self, count: int) -> int:
+        """Behind a prefix, attention needs an explicit mask: a short one does not pay."""
+        return count if count >= self.lengths.mean() / 8 else 0
+
+    def reusable(self, name: str) -> bool:
+        """Whether a plan can start from another run's cache: a block plan that blocks something.
 
         An empty plan is a control of the kernel, so it has to run.
         """
+        plan = self.plans[name]
         if isinstance(plan, Plan):
             return bool(plan.blocks) and plan.open_future is None
         return isinstance(plan, Sequence) and all(bool(one.blocks) and one.open_future is None for one in plan)
 
     # --- passes
 
-    def plain(self, rows: Sequence[int], start: int, prefix: Any) -> _Plain:
+    def plain(self, rows: Sequence[int], prefix: _Prefix) -> _Run:
         """Run without a plan and keep the cache."""
-        cache = repeated(prefix, len(rows)) if start else empty_cache(self.decoder.model)
-        values, padded = self._pass(rows, None, self.reads, np.full(len(rows), start), cache)
-        return _Plain(values, cache, padded)
+        cache = repeated(prefix.cache, len(rows)) if prefix.count else empty_cache(self.decoder.model)
+        return self._pass(rows, None, self.reads, np.full(len(rows), prefix.count), cache)
 
-    def rerun(
-        self,
-        rows: Sequence[int],
-        plan: Plan | Sequence[Plan] | Change | None,
-        plain: _Plain,
-        first: Int64[np.ndarray, " rows"],
-    ) -> tuple[_Values, int]:
-        """Run each row from its ``first`` position on under a plan; what is read in front is the plain run's."""
+    def rerun(self, rows: Sequence[int], name: str, source: _Run, first: Int64[np.ndarray, " rows"]) -> _Run:
+        """Run each row from its ``first`` position on under a plan; what is read in front is the source's."""
         first = np.minimum(first, self.lengths[rows] - 1)
         changed = [read for read in self.reads if (self.ranges[read.group][rows][:, 1] > first).any()]
         for read in changed:
             first = np.minimum(first, self.ranges[read.group][rows][:, 0])
-        cached = int(first.max())
-        cache = begun(plain.cache, cached) if cached else None
-        values, padded = self._pass(rows, plan, changed, first, cache)
-        return values + [(read, part) for read, part in plain.values if read not in changed], padded
+        run = self._pass(rows, name, changed, first, None, source)
+        return replace(run, values=run.values + [(read, part) for read, part in source.values if read not in changed])
 
-    def run(
-        self, rows: Sequence[int], plan: Plan | Sequence[Plan] | Change | None, start: int, prefix: Any
-    ) -> tuple[_Values, int]:
-        """Run from the common prefix on."""
-        cache = repeated(prefix, len(rows)) if start else None
-        return self._pass(rows, plan, self.reads, np.full(len(rows), start), cache)
+    def run(self, rows: Sequence[int], name: str, prefix: _Prefix) -> _Run:
+        """Run from the common prefix on, as far as the plan leaves it alone."""
+        count = self._paying(min(prefix.count, self.first_changed(name)))
+        cache = (
+            repeated(prefix.cache if count == prefix.count else begun(prefix.cache, count), len(rows))
+            if count
+            else None
+        )
+        return self._pass(rows, name, self.reads, np.full(len(rows), count), cache)
 
     def _pass(
         self,
         rows: Sequence[int],
-        plan: Plan | Sequence[Plan] | Change | None,
+        name: str | None,
         reads: Sequence[Read],
         starts: Int64[np.ndarray, " rows"],
         cache: Any,
-    ) -> tuple[_Values, int]:
-        """One forward pass over each row's positions from its start on, whose predecessors are in the cache.
+        source: _Run | None = None,
+    ) -> _Run:
+        """One forward pass over each row's positions from its start on, their predecessors in a cache or the source's.
 
         Without a change that wants the engine's left-padded batches, rows are padded on the right: causality hides
         the pads, so that the plain run needs no mask, and positions are columns, also for windows and prefixes. Where
@@ -341,24 +366,32 @@ class _Job:
         """
         decoder, device = self.decoder, self.decoder.model.device
         ids = [self.prompts[row].input_ids for row in rows]
+        plan = None if name is None else self.plans[name]
         inputs: dict[str, Any] = {}
         changed: AbstractContextManager[Any] = nullcontext()
+        blocked: Blocked | None = None
+        before = np.ones((len(rows), int(starts.max())), bool) if source is None else source.before(starts)
+        if source is not None and before.shape[1]:
+            cache = begun(source.cache, before.shape[1])
         if plan is None or isinstance(plan, Plan | Sequence):
             counts = self.lengths[rows] - starts
-            cached, width = int(starts.max()), int(counts.max())
-            table = np.zeros((len(rows), width), np.int64)
+            table = np.zeros((len(rows), int(counts.max())), np.int64)
             for at, prompt in enumerate(ids):
                 table[at, : counts[at]] = prompt[starts[at] :]
             shift = -starts
             inputs["input_ids"] = torch.from_numpy(table).to(device)
             if plan is not None:
+                assert name is not None
                 plans = plan if isinstance(plan, Plan) else [plan[row] for row in rows]
                 groups, lengths = [self.prompts[row].groups for row in rows], [len(prompt) for prompt in ids]
-                blocked = Blocked(plans, groups, lengths, len(decoder.parts.layers), device, self.label, rows)
+                layers, placed = len(decoder.parts.layers), self.placed.positions(name, rows)
+                blocked = Blocked(plans, groups, lengths, layers, device, self.label, rows, placed)
+                if source is not None and source.blocked is not None:
+                    blocked.inherit(source.blocked, torch.from_numpy(starts - source.starts).to(device))
                 changed = blocking(decoder.model, blocked)
                 # the plan's kernel takes the position of a column from the mask, and counts no edges of pads
-                column = np.arange(width)
-                real = np.concatenate([np.arange(cached) < starts[:, None], column < counts[:, None]], axis=1)
+                column = np.arange(table.shape[1])
+                real = np.concatenate([before, column < counts[:, None]], axis=1)
                 places = np.minimum(starts[:, None] + column, self.lengths[rows][:, None] - 1)
                 inputs["attention_mask"] = torch.from_numpy(real.astype(np.int64)).to(device)
                 inputs["position_ids"] = torch.from_numpy(places).to(device)
@@ -371,20 +404,20 @@ class _Job:
         chosen = None if self.chosen is None else torch.from_numpy(self.chosen[rows]).to(device)
         taps = list(_taps(decoder.parts, reads, spans, shift, chosen, device))
         with ExitStack() as stack:
-            force = stack.enter_context(changed)
+            stack.enter_context(changed)
             for tap in taps:
                 stack.enter_context(tap.listening())
             # without the output matrix: its rows are used one by one
             final = decoder.model.base_model(
                 **inputs, past_key_values=cache, use_cache=cache is not None
             ).last_hidden_state
-        if isinstance(force, Blocked):
-            force.check()
+        if blocked is not None:
+            blocked.check()
         values: _Values = []
         for tap in taps:
             tap.finish(final)
             values += tap.split()
-        return values, inputs["input_ids"].numel()
+        return _Run(values, inputs["input_ids"].numel(), cache, before.shape[1], starts, blocked)
 
 
 # --- taps: what listens during one forward pass ---------------------------------------------------------------------

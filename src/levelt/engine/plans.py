@@ -84,7 +84,7 @@ class Selector:
         chosen: Ranges = ()
         for added, term in self.terms():
             found = _resolve(term, groups, length)
-            chosen = _union(chosen, found) if added else _difference(chosen, found)
+            chosen = _union(chosen, found) if added else difference(chosen, found)
         return chosen
 
 
@@ -149,7 +149,8 @@ def _union(left: Ranges, right: Ranges) -> Ranges:
     return tuple(merged)
 
 
-def _difference(left: Ranges, right: Ranges) -> Ranges:
+def difference(left: Ranges, right: Ranges) -> Ranges:
+    """The positions of the left ranges that are not in the right ones."""
     for start, stop in right:
         left = tuple(piece for a, b in left for piece in (*_kept(a, min(b, start)), *_kept(max(a, stop), b)))
     return left
