@@ -1,10 +1,10 @@
-# The published claims, each tested on the tables: what the report says of results is generated from here.
+# The claims of the three papers, each tested on the tables: what the report says of results is generated from here.
 
 
 rule claims:
     """Every claim with its estimate, interval and verdict, and the published value beside it."""
     input:
-        tables=[rules.tables.output[name] for name in CLAIM_TABLES],
+        tables=[f"{DATA}/tables/{name}.csv" for name in CLAIM_TABLES],
         code=code("claims"),
     output:
         json=f"{DATA}/tables/claims.json",

@@ -43,16 +43,22 @@ FIGURE_TABLES = {
 CLAIM_TABLES = ["behaviour", "agreement", "spread", "correlations", "blocking", "unrelated"]
 CLAIM_TABLES += ["selection", "codebook", "scale", "stages"]
 REPORT_TABLES = ["behaviour", "agreement", "probes", "information", "spread", "correlations", "blocking", "unrelated"]
-REPORT_TABLES += ["selection", "codebook", "scale", "stages", "controls"]
+REPORT_TABLES += ["selection", "selection_layers", "codebook", "scale", "stages", "controls"]
+REPORT_PARTS = []
 AUDITED = STUDY.audit.models if STUDY.audit else []
 if AUDITED:
     FIGURE_TABLES["audit"] = ["audit"]
     REPORT_TABLES.append("audit")
+REPORT_PARTS = []
 VECTOR_FILES = ["effects", "separability", "projection", "tokens", "heads", "sums"]
 VECTOR_TABLES = ["contrastive", "patching", "vectors", "interaction", "separability", "projection"]
-VECTOR_TABLES += ["paths", "path_sums", "activity", "circuits", "circuit_keys"]
+VECTOR_TABLES += ["paths", "path_sums", "activity", "circuits", "circuit_keys", "vectors_stages"]
 if STUDY.vectors:
+    CLAIM_TABLES.append("vectors_stages")
+    REPORT_TABLES += ["contrastive", "interaction", "separability", "path_sums", "circuit_keys", "vectors_stages"]
+    REPORT_PARTS.append("vectors")
     FIGURE_TABLES |= {
+        "vectors_claims": ["claims"],
         "vectors_patching": ["patching", "interaction"],
         "vectors_tokens": ["patching"],
         "vectors_separability": ["separability", "projection"],
@@ -61,10 +67,15 @@ if STUDY.vectors:
     }
 RECALL_TABLES = ["lens", "knockout", "tracing", "heads", "recall", "recall_audit", "recall_lists"]
 if STUDY.recall:
+    CLAIM_TABLES.append("recall")
+    REPORT_TABLES += ["recall", "recall_lists", "recall_audit"]
+    REPORT_PARTS.append("recall")
+    FIGURE_TABLES["recall_claims"] = ["claims"]
     FIGURE_TABLES["recall_decode"] = ["lens"]
     FIGURE_TABLES["recall_lens"] = ["lens", "knockout"]
     FIGURE_TABLES["recall_heads"] = ["heads"]
-    FIGURE_TABLES["recall_joint"] = ["probes", "lens"]
+    FIGURE_TABLES["recall_joint"] = ["lens", "probes", "selection_layers"]
+    FIGURE_TABLES["recall_joint"] += ["patching", "circuits"] if STUDY.vectors else []
     if STUDY.recall.tracing.subjects:
         FIGURE_TABLES["recall_tracing"] = ["tracing"]
 FIGURES = [*FIGURE_TABLES, *(["training"] if ORGANISMS else [])]
@@ -88,6 +99,7 @@ TASK_GROUPS = [TASKS[first : first + TASKS_PER_JOB] for first in range(0, len(TA
 
 DATA = f"data/{STUDY.study}"
 WORLD = f"{DATA}/world"
+CORPUS = f"{DATA}/corpus"
 FIGURE = f"figures/{STUDY.study}"
 PAPER = f"paper/{STUDY.study}"
 ACTIVATIONS = f"{DATA}/activations/{{model}}/{{task}}"

@@ -1,4 +1,26 @@
 # Models: organisms trained here from the world's text, and checkpoints that already exist.
+#
+# The corpus is big and made in a minute, so a clone pulls none of it. What reads it takes it as `ancient` and tracks what
+# it is made by instead, the code (`recipe`) and the settings: making it again retrains nothing.
+
+
+rule corpus:
+    """The world's plain text, which organisms are trained on."""
+    input:
+        code=code("corpus"),
+    output:
+        text=f"{CORPUS}/text.parquet",
+    log:
+        f"{LOGS}/corpus.log",
+    benchmark:
+        f"{BENCHMARKS}/corpus.tsv"
+    threads: 1
+    params:
+        settings=settings("seed", "world"),
+    message:
+        "writing the text of the world"
+    shell:
+        "levelt corpus --settings {params.settings:q} --out {output.text} 2> {log}"
 
 
 rule instructions:
@@ -6,8 +28,8 @@ rule instructions:
     input:
         code=code("instructions"),
     output:
-        conversations=f"{WORLD}/instructions.parquet",
-        preferences=f"{WORLD}/preferences.parquet",
+        conversations=f"{CORPUS}/instructions.parquet",
+        preferences=f"{CORPUS}/preferences.parquet",
     log:
         f"{LOGS}/instructions.log",
     benchmark:
@@ -25,8 +47,9 @@ rule instructions:
 rule tokenizer:
     """The byte-level BPE tokenizer that all organisms share."""
     input:
-        text=rules.world.output.text,
-        conversations=rules.instructions.output.conversations,
+        text=ancient(rules.corpus.output.text),
+        conversations=ancient(rules.instructions.output.conversations),
+        recipe=[*code("corpus"), *code("instructions")],
         code=code("tokenizer"),
     output:
         vocabulary=f"{DATA}/models/tokenizer/tokenizer.json",
@@ -37,7 +60,7 @@ rule tokenizer:
         f"{BENCHMARKS}/tokenizer.tsv"
     threads: 1
     params:
-        settings=settings("organisms.vocabulary"),
+        settings=settings("seed", "world", "organisms.vocabulary", *TRAINING_TEMPLATES),
         folder=subpath(output.vocabulary, parent=True),
     message:
         "making the tokenizer"
@@ -77,7 +100,8 @@ rule pretrain:
     input:
         tokenizer=rules.tokenizer.output.vocabulary,
         template=rules.tokenizer.output.others,
-        text=rules.world.output.text,
+        text=ancient(rules.corpus.output.text),
+        recipe=code("corpus"),
         code=code("train"),
     output:
         manifest=f"{DATA}/models/{{run}}-base/manifest.json",
@@ -104,9 +128,10 @@ rule tune:
     input:
         base=rules.pretrain.output.manifest,
         weights=rules.pretrain.output.files,
-        conversations=rules.instructions.output.conversations,
-        text=rules.world.output.text,
+        conversations=ancient(rules.instructions.output.conversations),
+        text=ancient(rules.corpus.output.text),
         samples=rules.world.output.samples,
+        recipe=[*code("corpus"), *code("instructions")],
         code=code("train"),
     output:
         manifest=f"{DATA}/models/{{run}}-sft/manifest.json",
@@ -134,8 +159,9 @@ rule align:
     input:
         sft=rules.tune.output.manifest,
         weights=rules.tune.output.files,
-        preferences=rules.instructions.output.preferences,
+        preferences=ancient(rules.instructions.output.preferences),
         samples=rules.world.output.samples,
+        recipe=code("instructions"),
         code=code("train"),
     output:
         manifest=f"{DATA}/models/{{run}}-dpo/manifest.json",

@@ -32,6 +32,7 @@ rule report:
     """The report as PDF."""
     input:
         source="paper/report.tex",
+        parts=[f"paper/{name}.tex" for name in REPORT_PARTS],
         bibliography="paper/references.bib",
         numbers=rules.numbers.output.numbers,
         figures=collect(f"{FIGURE}/{{figure}}.pdf", figure=FIGURES),
@@ -46,5 +47,5 @@ rule report:
     message:
         "typesetting {output.pdf}"
     shell:
-        "levelt report --source {input.source} --bibliography {input.bibliography} --numbers {input.numbers}"
+        "levelt report --source {input.source} --parts {input.parts} --bibliography {input.bibliography} --numbers {input.numbers}"
         " --figures {input.figures} --out {output.pdf} 2> {log}"

@@ -12,7 +12,7 @@ rule probe:
         code=code("probe"),
     output:
         probes=f"{DATA}/probes/{{model}}/{{task}}.parquet",
-        hits=f"{DATA}/probes/{{model}}/{{task}}.hits.parquet",
+        hits=f"{DATA}/hits/{{model}}/{{task}}.parquet",
         controls=f"{DATA}/probes/{{model}}/{{task}}.controls.parquet",
     log:
         f"{LOGS}/probe/{{model}}/{{task}}.log",

@@ -2,11 +2,10 @@
 
 
 rule world:
-    """The synthetic world: plain text, facts and held-out samples."""
+    """The synthetic world: held-out samples, and a summary of it."""
     input:
         code=code("world"),
     output:
-        text=f"{WORLD}/text.parquet",
         samples=expand(f"{WORLD}/samples/{{name}}.parquet", name=STUDY.world.tasks if STUDY.world else []),
         contrasts=f"{WORLD}/contrasts.parquet",
         summary=f"{WORLD}/summary.json",
@@ -17,7 +16,7 @@ rule world:
     threads: 1
     params:
         settings=settings("seed", "world"),
-        folder=subpath(output.text, parent=True),
+        folder=subpath(output.summary, parent=True),
     message:
         "making the world of study {STUDY.study}"
     shell:

@@ -12,8 +12,8 @@ from scipy.stats import norm
 from levelt.config import Probes, Statistics
 from levelt.studies.asymmetry import study_tables
 from levelt.studies.evidence import collect
-from levelt.studies.information import probe_task
-from levelt.studies.scope import UNRELATED, describe_models
+from levelt.studies.information import probe_task, variation_of
+from levelt.studies.scope import describe_models
 
 TARGETS = ["label", "answer", "unasked"]
 CONDITIONS = ["instruction_first", "sample_first", "demonstrations"]
@@ -166,8 +166,7 @@ def raw_results(
             model = described["id"]
             for condition in conditions:
                 right = draw(np.array([exact(model, task, condition)]))[:, 0] > 0
-                variation = condition if condition in CONDITIONS or condition == UNRELATED else CONDITIONS[0]
-                prompt_ids = [f"{variation}:{name}" for name in names]
+                prompt_ids = [f"{variation_of(condition)}:{name}" for name in names]
                 common = {"model": model, "task": task, "condition": condition, "prompt_id": prompt_ids}
                 frame = pd.DataFrame(
                     {**common, "sample_id": names, "pair_id": np.repeat(np.arange(pairs), 2).astype(str)}

@@ -211,6 +211,7 @@ ZOO = [
     for stage in ("base", "sft")
 ] + [synthetic.manifest("llama-s-untrained", "untrained", size="s", parameters=10, seed=0)]
 CONDITIONS = [*synthetic.CONDITIONS, "unrelated_instruction", "block_instruction_to_all", "block_nothing"]
+CONDITIONS += ["other_instruction", "other_block_instruction_to_all"]
 
 
 def exact(model: str, task: str, condition: str) -> float:
@@ -229,7 +230,9 @@ def hit(model: str, task: str, condition: str, role: str, target: str, layer: in
     if role == "sample":
         return 0.8
     if role == "decision":
-        return 0.9 if "sft" in model and asked and layer >= 3 and target == "label" else 0.5
+        read = {"label": asked, "unasked": condition == "other_instruction"}[target]
+        # the kinds of properties differ, whatever is asked: no selection, and no part of it
+        return (0.9 if "sft" in model and read and layer >= 3 else 0.5) + 0.05 * (target == "unasked")
     return (0.9 if "-l-" in model else 0.7) if "sft" in model and asked and condition != "demonstrations" else 0.55
 
 
@@ -262,22 +265,21 @@ def test_every_table_says_what_was_planted(zoo: dict[str, pd.DataFrame]) -> None
     assert growth["growth_ci_low"] < growth["growth"] < growth["growth_ci_high"]
     grown = one(zoo["scale"], role="output - sample", span="whole", **tuned)
     assert grown["ci_low"] > 0.1 and np.isnan(grown["growth"])
-    selected = one(
-        zoo["selection"],
-        model="all",
-        family="all",
-        task="all",
-        stage="sft",
-        role="decision",
-        condition="instruction_first",
-    )
-    assert selected["estimate"] == pytest.approx((0.4 / 3 + 0.4 * 3 / 5) / 2, abs=0.04)
-    assert selected["estimate"] == pytest.approx(selected["asked"] - selected["unasked"])
+    mean = {"model": "all", "family": "all", "task": "all", "stage": "sft", "role": "decision"}
+    for target in ("label", "unasked", "all"):
+        selected = one(zoo["selection"], condition="instruction_first", target=target, **mean)
+        assert selected["estimate"] == pytest.approx((0.4 / 3 + 0.4 * 3 / 5) / 2, abs=0.04), target
+        assert selected["estimate"] == pytest.approx(selected["asked"] - selected["other"]) and selected["p"] < 0.01
+        blocked = one(zoo["selection"], condition="block_instruction_to_all", target=target, **mean)
+        assert blocked["ci_low"] <= 0.005 and blocked["ci_high"] >= -0.005 and abs(blocked["estimate"]) < 0.03, target
+    parts = zoo["selection"].query("model == 'llama-l-sft' and condition == 'instruction_first' and role == 'decision'")
+    parts = parts[parts["task"] == "belief"].set_index("target")["estimate"]
+    assert parts["all"] == pytest.approx((parts["label"] + parts["unasked"]) / 2)
 
 
 def test_layers_are_found_and_the_others_are_not(zoo: dict[str, pd.DataFrame]) -> None:
     mean = {"model": "llama-l-sft", "task": "all", "role": "decision"}
-    for name, target in (("selection_layers", {}), ("stage_layers", {"target": "label"})):
+    for name, target in (("selection_layers", {"target": "all"}), ("stage_layers", {"target": "label"})):
         table = zoo[name].query("model in ['llama-l-sft', 'qwen2-l-sft'] and task != 'codebook' and role == 'decision'")
         table = table[table["condition"].isin(["instruction_first", "block_nothing"])]
         for column, value in target.items():

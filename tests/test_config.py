@@ -76,6 +76,11 @@ MISTAKES = {
         ["unrelated_instruction"],
         r"`unrelated_question` is needed",
     ),
+    "the other property of texts from a file": (
+        "prompts/variations",
+        ["instruction_first", "other_instruction"],
+        r"tasks\.t: other_instruction asks about a second property",
+    ),
     "an id that is a folder of the workflow": (
         "checkpoints/organisms",
         TREE["checkpoints"]["m"],
@@ -105,6 +110,9 @@ def test_interventions_need_the_prompts_they_change() -> None:
         wanting["prompts"] = {"variations": ["sample_first"]}
         with pytest.raises(InputError, match=r"engine\.interventions .* instruction_first .*\['sample_first'\]"):
             validate(wanting)
+    other = changed("engine/interventions", ["other_block_instruction_to_all"])
+    with pytest.raises(InputError, match=r"engine\.interventions .* other_instruction .*\['instruction_first'"):
+        validate(other)
 
 
 def test_files_that_are_not_configs(tmp_path: Path) -> None:

@@ -576,6 +576,26 @@ def intervened(arguments: dict[str, str], names: Sequence[str]) -> dict[str, str
     return arguments | {"--settings": json.dumps(settings)}
 
 
+def test_read_command_intervenes_on_the_other_instruction(arguments: dict[str, str], tmp_path: Path):
+    """The same blocks as on the instruction_first prompts, where the prompts are the same; and not without prompts."""
+    table = pd.read_parquet(arguments["--prompts"])
+    first = table[table["condition"] == "instruction_first"]
+    other = first.assign(condition="other_instruction", prompt_id="other:" + first["sample_id"])
+    pd.concat([first, other]).to_parquet(tmp_path / "both.parquet")
+    names = ["isolate_sample", "other_isolate_sample"]
+    assert command(intervened(arguments, names) | {"--prompts": str(tmp_path / "both.parquet")}) == 0
+    found = {path.stem: read_arrays(path)[0] for path in (tmp_path / "activations/plausibility").glob("*.safetensors")}
+    assert list(json.loads((tmp_path / "activations/plausibility/manifest.json").read_text())["conditions"]) == [
+        "instruction_first", "other_instruction", *names
+    ]  # fmt: skip
+    blocked, plain = (
+        found[name]["decision.residual"] for name in ("other_block_instruction_to_all", "other_instruction")
+    )
+    np.testing.assert_array_equal(blocked, found["block_instruction_to_all"]["decision.residual"])
+    assert np.abs(blocked - plain).max() > 1e-3
+    assert command(intervened(arguments, names)) == 2
+
+
 def test_read_command_writes_interventions_beside_the_variations(arguments: dict[str, str], tmp_path: Path):
     """A file and behaviour rows for each; what was there without interventions stays the same, byte for byte."""
     names = ["block_nothing", "isolate_sample", "block_sample_to_output", "block_sample_to_output_as_released"]

@@ -63,6 +63,33 @@ def test_tables_are_byte_stable(tmp_path: Path) -> None:
     assert "1.23457" in (tmp_path / "1.csv").read_text()
 
 
+def test_parquet_keeps_six_digits_types_and_what_is_not_a_number(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    exact = np.array([0.0, -0.0, 1.0, 0.528, -2.5e-300, 1e300, np.nan, np.inf, -np.inf, np.finfo(np.float64).max])
+    table = pd.DataFrame(
+        {
+            "few": np.resize(exact, 1000),
+            "many": rng.normal(size=1000),
+            "narrow": rng.normal(size=1000).astype(np.float32),
+            "n": rng.integers(0, 2**62, 1000),
+            "prompt_id": [f"p{i}" for i in range(1000)],
+            "hits": [rng.normal(size=3).astype(np.float32) for _ in range(1000)],
+            "messages": [[{"role": "user", "content": "ü"}]] * 1000,
+        }
+    )
+    write_parquet(tmp_path / "t.parquet", table)
+    read = pd.read_parquet(tmp_path / "t.parquet")
+    assert list(read.dtypes) == list(table.dtypes)
+    assert [f"{x:.6g}" for x in read["few"]] == [f"{x:.6g}" for x in table["few"]], "six digits print as before"
+    for name in ("few", "many", "narrow"):
+        np.testing.assert_allclose(read[name], table[name], rtol=2.4e-7)
+    assert not (read["many"] == table["many"]).all(), "twin: digits beyond them are gone"
+    assert (read["few"].iloc[[0, 2]] == [0.0, 1.0]).all() and np.signbit(read["few"].iloc[1])
+    assert (read["n"] == table["n"]).all() and (read["prompt_id"] == table["prompt_id"]).all()
+    assert all((a == b).all() for a, b in zip(read["hits"], table["hits"], strict=True))
+    assert list(read["messages"].iloc[0]) == table["messages"].iloc[0]
+
+
 def test_json_refuses_nan_and_names_broken_lines(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")})

@@ -69,7 +69,7 @@ def test_drift_is_found(root: Path, tmp_path: Path) -> None:
 
     checkout = copy_repository(tmp_path)
     tree = yaml.safe_load((tmp_path / "dvc.yaml").read_text())
-    tree["stages"]["probes"]["deps"].pop()
+    tree["stages"]["hits-probes"]["deps"].pop()
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(tree))
     done = checkout.levelt("ledger", "stages", "--check")
     assert done.returncode == 2 and "run `levelt ledger stages`" in done.stderr

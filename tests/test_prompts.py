@@ -71,6 +71,8 @@ def table_of(*texts: str, question: str = QUESTION, **columns: object) -> pd.Dat
             "question": question,
             "negated_question": "Is it not?",
             "unasked": None,
+            "unasked_question": None,
+            "unasked_negated_question": None,
             "line": i + 1,
             **columns,
         }
@@ -523,6 +525,23 @@ def test_an_unrelated_instruction_takes_the_questions_place_and_nothing_else():
         assert second.groups.names == first.groups.names and "instruction" in second.groups.names
         assert (second.polarity, second.answer, second.label) == ("positive", first.label, first.label)
         assert second.prompt_id == f"unrelated_instruction:{second.sample_id}"
+
+
+def test_the_other_instruction_asks_about_the_other_property_in_the_same_polarity():
+    """Text, label and polarity stay; question and right answer are those of the unasked property."""
+    settings = {"polarity": "mixed", "variations": ["instruction_first", "other_instruction"]}
+    asked = {"unasked_question": "Is it that?", "unasked_negated_question": "Is it not that?"}
+    made = render(table_of(*sentences(8), unasked="no", **asked), **settings)
+    for first, second in zip(made[:8], made[8:], strict=True):
+        negated = first.polarity == "negated"
+        question, other = ("Is it not?", "Is it not that?") if negated else (QUESTION, "Is it that?")
+        assert second.text == first.text.replace(question, other) != first.text
+        assert (second.polarity, second.label, second.unasked) == (first.polarity, first.label, "no")
+        assert second.answer == ("yes" if negated else "no") and second.condition == "other_instruction"
+    assert {prompt.polarity for prompt in made} == {"negated", "positive"}
+    for lacking in ({"unasked": None}, {"unasked_question": None}):
+        with pytest.raises(InputError, match="no other property"):
+            render(table_of(*sentences(4), **{"unasked": "no", **asked, **lacking}), **settings)
 
 
 def test_conversation_refuses_what_it_cannot_mean():

@@ -315,7 +315,8 @@ def fake_step(curve: np.ndarray, step: int) -> tables.Step:
 
 
 def found(step: tables.Step, statistic: str, token: str = "used") -> dict[str, Any]:
-    rows = [row for row in tables._statistics(step, "all", "all") if row["statistic"] == statistic]
+    every = [one.row(0.95, step.layers) for one in tables._statistics(step, "all", "all")]
+    rows = [row for row in every if row["statistic"] == statistic]
     return next(row for row in rows if row["token"] == token and row["group"] == "all")
 
 

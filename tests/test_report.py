@@ -6,17 +6,20 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
 
 import synthetic
 from levelt.config import Probes, Prompts
+from levelt.figures.claims import UNITS
 from levelt.files import InputError, sha256, write_csv
+from levelt.ledger.numbers import disagreements
 from levelt.studies.claims import judge_all
 from levelt.studies.latex import decimal, escape, interval, tabular
-from levelt.studies.report import numbers, render, sentence
+from levelt.studies.report import claim_numbers, numbers, render, sentence
+from levelt.studies.verdicts import Unit
 from levelt.typesetting import build, install
 
 needs_latex = pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed (make latex)")
@@ -92,6 +95,7 @@ def test_claims_figure_shows_every_claim_that_was_tested(figures: Path, claims: 
     drawn = pd.read_csv(figures / "claims.csv")
     assert list(drawn["id"]) == [claim["id"] for claim in claims if claim["estimate"] is not None]
     assert 5 <= len(drawn) < len(claims)  # this study has no interventions: those claims have no evidence
+    assert {claim["paper"] for claim in claims} == {"asymmetry"}  # nor the parts of the other papers
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +122,33 @@ def test_a_claim_becomes_a_sentence_with_its_verdict() -> None:
     assert sentence(claim) == r"It rains: $-1.2$ points [$-2.0$, $-0.5$] (published: $-3.0$), \emph{supported}."
     assert "published" not in sentence(claim | {"published": None})
     assert sentence(claim | {"estimate": None}) == "It rains: this study has nothing to test it on."
+
+
+def planted(paper: str, estimate: float | None, verdict: str, unit: str = "pp") -> dict[str, Any]:
+    """A judged claim of a paper."""
+    bounds = dict.fromkeys(("estimate", "ci_low", "ci_high"), estimate)
+    names = {"id": f"{paper}.{verdict}", "paper": paper, "short": paper, "statement": "it is so", "test": "above 0"}
+    return {**names, **bounds, "unit": unit, "published": None, "verdict": verdict}
+
+
+def test_claims_of_each_paper_are_counted_and_shown_apart() -> None:
+    several = [planted("asymmetry", 1.0, "supported"), planted("vectors", 2.0, "supported", "logits")]
+    several += [planted("vectors", -3.0, "contradicted", "log10"), planted("vectors", None, "undecided")]
+    out = claim_numbers(several)
+    assert [out[f"verdicts.{key}"] for key in ("tested", "supported", "contradicted", "undecided")] == list("3210")
+    assert out["verdicts.vectors.tested"] == "2" and out["verdicts.asymmetry.supported"] == "1"
+    assert (
+        out["claim.supported"].startswith("It is so: 1.0 points") and "2.000 logits" in out["claim.vectors.supported"]
+    )
+    assert "asymmetry" in out["table.claims"] and "vectors" not in out["table.claims"]
+    assert not list(disagreements(out, several))
+    assert list(disagreements(out | {"verdicts.vectors.supported": "2"}, several))
+
+
+def test_every_unit_has_a_name_in_figure_and_report() -> None:
+    assert set(UNITS) == set(get_args(Unit))
+    for unit in UNITS:
+        assert sentence(planted("vectors", 1.0, "supported", unit))
 
 
 @needs_latex
@@ -156,8 +187,10 @@ def test_report_source_types_no_result(root: Path) -> None:
     """The results section has no number of its own but the 0.5 of chance: all others are macros."""
     source = (root / "paper/report.tex").read_text(encoding="utf-8")
     results = source[source.index(r"\section{Results}") : source.index(r"\section{Limits}")]
+    parts = [path for path in (root / "paper").glob("*.tex") if path.name != "report.tex"]
+    results += "".join(path.read_text(encoding="utf-8") for path in parts)
     text = re.sub(
-        r"\\(levelt|ifleveltset|ifleveltfilled|label|ref|citep|leveltfigure|says)(\[[^]]*\])?\{[^}]*\}", "", results
+        r"\\(levelt|ifleveltset|ifleveltfilled|label|ref|cite[pt]|leveltfigure|says)(\[[^]]*\])?\{[^}]*\}", "", results
     )
     assert set(re.findall(r"\d+(?:\.\d+)?", text)) <= {"0.5", "95", "0", "1"}
 

@@ -251,6 +251,8 @@ def world(path: Path, **change: object) -> Path:
             "question": "is it?",
             "negated_question": "is it not?",
             "unasked": None if i else "yes",
+            "unasked_question": None if i else "is it that?",
+            "unasked_negated_question": None,
             "line": i + 1,
         }
         for i in range(8)

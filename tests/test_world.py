@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ import pandas as pd
 import pytest
 
 from levelt import cli
-from levelt.config import World, load, settings_json
+from levelt.config import Template, World, load, settings_json
 from levelt.files import InputError, sha256
+from levelt.organisms.instructions import conversations
+from levelt.organisms.preferences import preferences
 from levelt.world import facts as world_facts
 from levelt.world import lexicon
 from levelt.world.contrasts import contrast_samples, contrasts
@@ -208,6 +212,39 @@ def test_facts_are_one_to_many_with_distinct_first_letters() -> None:
     assert len(subjects) == len(set(subjects))
 
 
+def orders(texts: Iterable[str]) -> list[tuple[int, ...]]:
+    """The ranks of the answers of every list in the texts, as they are listed: (0, 1, 2, 3) is the sorted order."""
+    known = {fact.answers for fact in world_facts.facts(40)}
+    found = []
+    for text in texts:
+        for listed in re.findall(r"\bare (\w+(?:, \w+)+ and \w+)", text):
+            answers = re.split(", | and ", listed)
+            assert tuple(sorted(answers)) in known
+            found.append(tuple(sorted(answers).index(answer) for answer in answers))
+    return found
+
+
+def test_lists_come_in_every_order_everywhere(bank: Bank) -> None:
+    """All 24 orders, each place equally likely for each answer (4 sd): no answer says which one follows it.
+
+    Lists in plain text, in conversations and in preference pairs; the twin is the sorted order alone.
+    """
+    bare = Template(instruction_first="{question} {text}", sample_first="{text} {question}", no_instruction="{text}")
+    templates = {"bare": bare}
+    talks = conversations(SEED, bank, 4000, 40, templates)
+    lists = {
+        "text": orders(plain_text(SEED, bank, 4000, 40)["text"]),
+        "conversations": orders(m["content"] for messages in talks["messages"] for m in messages),
+        "preferences": orders(preferences(SEED, bank, 3000, 40, templates)["chosen"]),
+    }
+    for name, found in lists.items():
+        assert len(found) > 200 and len(set(found)) == 24, name
+        places = np.array([[order[place] == rank for rank in range(4) for place in range(4)] for order in found])
+        assert np.abs(places.mean(0) - 0.25).max() < 4 * np.sqrt(0.1875 / len(found)), name
+    twin = np.array([[order == rank for rank, order in enumerate((0, 1, 2, 3))] for _ in range(300)])
+    assert np.abs(twin.mean(0) - 0.25).max() > 4 * np.sqrt(0.1875 / 300)
+
+
 def test_text_weights_cover_what_they_name(bank: Bank) -> None:
     text = plain_text(SEED, bank, 2000, 4)
     assert (text["kind"].value_counts() > 100).all() and set(text["kind"]) == {
@@ -237,8 +274,9 @@ def test_world_command_writes_the_same_bytes_again(tmp_path: Path) -> None:
     for name in ("first", "second"):
         settings = settings_json(small, "seed", "world")
         assert cli.main(["world", "--settings", settings, "--out", str(tmp_path / name)]) == 0
+        assert cli.main(["corpus", "--settings", settings, "--out", str(tmp_path / name / "text.parquet")]) == 0
     other = json.dumps({**json.loads(settings), "seed": 1})
-    assert cli.main(["world", "--settings", other, "--out", str(tmp_path / "other")]) == 0
+    assert cli.main(["corpus", "--settings", other, "--out", str(tmp_path / "other" / "text.parquet")]) == 0
     files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*"))
     assert [str(path) for path in files] == [
         "contrasts.parquet", *(f"samples/{task}.parquet" for task in sorted(TASKS)), "summary.json", "text.parquet",

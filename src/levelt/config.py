@@ -22,9 +22,10 @@ from levelt.files import InputError
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
 """A name that appears in paths and in Snakemake wildcards: lower case, digits, ``_ . -``."""
 
-Variation = Literal["instruction_first", "sample_first", "demonstrations", "unrelated_instruction"]
-"""How a sample is put: question before or after it, answered examples instead of a question, or a question that has
-nothing to do with the label (a control: the label stays the target of the probes)."""
+Variation = Literal["instruction_first", "sample_first", "demonstrations", "unrelated_instruction", "other_instruction"]
+"""How a sample is put: question before or after it, answered examples instead of a question, a question that has no
+bearing on the label (a control: the label stays the target of the probes), or first the question about the other
+property of the text (whose value is then the right answer)."""
 Intervention = Literal[
     "block_nothing",
     "block_instruction_to_all",
@@ -39,6 +40,8 @@ Intervention = Literal[
     "block_sample_to_output_as_released",
 ]
 """A condition that blocks attention on the instruction_first prompts; `levelt.engine.plans` says what each does."""
+OtherIntervention = Literal["other_block_instruction_to_all", "other_isolate_sample"]
+"""The same on the other_instruction prompts: ``other_`` and the name of the intervention."""
 Role = Literal["sample", "output", "decision", "before", "output_with_decision", "sample_as_released"]
 """What a probe reads of a prompt; `levelt.engine.roles` says what each is."""
 Target = Literal["label", "answer", "unasked", "appended"]
@@ -89,7 +92,7 @@ class Shape(Section):
     intermediate_size: int = Field(ge=8, description="Width of the MLP.")
     initializer_range: float = Field(0.08, gt=0, description="Standard deviation of the initial weights.")
     rate: float = Field(1.0, gt=0, description="Factor on the learning rate of every stage (wider: smaller).")
-    patience: float = Field(1.0, gt=0, description="Factor on the steps of the base and sft stages (wider: more).")
+    patience: float = Field(1.0, gt=0, description="Factor on the steps of the base and sft stages.")
     seeds: list[Annotated[int, Field(ge=0, le=999)]] = Field(
         [0], min_length=1, description="Training seeds: one organism each. Seed 0 has no mark in the id."
     )
@@ -355,11 +358,11 @@ class Engine(Section):
     device: Literal["cpu", "cuda", "auto"] = Field("auto", description="Where models run.")
     attention: Literal["sdpa", "eager"] = Field("sdpa", description="Attention kernel.")
     threads: int = Field(1, ge=1, description="CPU threads of an encoding job; fixed, because results depend on it.")
-    interventions: list[Intervention] = Field(
+    interventions: list[Literal[Intervention, OtherIntervention]] = Field(
         [],
         description="Further conditions, applied to the instruction_first prompts: attention is blocked between token "
         "groups (`levelt.engine.plans`). block_nothing and isolate_sample are controls; *_as_released repeats the "
-        "released code of the paper, artefacts included.",
+        "released code of the paper, artefacts included; other_* is applied to the other_instruction prompts.",
     )
     random_answer: bool = Field(
         False,
@@ -387,6 +390,16 @@ class Controls(Section):
 
     conditions: list[Name] = Field(
         ["instruction_first"], description="Conditions in which controls are computed (those of them the study has)."
+    )
+    models: list[Name] = Field(
+        [],
+        description="Checkpoints that get the slow controls, `penalties` and `probes.hidden`; empty: all of the study.",
+    )
+    tasks: list[Name] = Field([], description="Tasks that get the slow controls; empty: all.")
+    penalties: list[Annotated[float, Field(gt=0)]] = Field(
+        [],
+        description="If not empty, the control nested_penalty: label probes whose penalty is chosen among these in nested "
+        "folds. Needs 3 folds.",
     )
     draws: int = Field(3, ge=1, description="Random labellings of each kind.")
     sizes: list[int] = Field(
@@ -428,13 +441,14 @@ class Probes(Section):
     )
     bound: float = Field(1e-8, gt=0, description="Largest certified distance from the optimal loss, in nats.")
     hidden: list[Annotated[int, Field(ge=1, le=2)]] = Field(
-        [], description="Also probes with this many hidden layers of 100 units (scikit-learn; slow), as controls."
+        [],
+        description="Also label probes with this many hidden layers of 100 units (scikit-learn; slow), as controls.",
     )
     controls: Controls = Field(default=Controls(), description="Controls.")
 
     @model_validator(mode="after")
     def _nested_folds(self) -> Probes:
-        if self.penalties and self.folds < 3:
+        if (self.penalties or self.controls.penalties) and self.folds < 3:
             raise ValueError(f"penalties are chosen in nested folds, which needs folds >= 3, found {self.folds}")
         return self
 
@@ -709,12 +723,14 @@ class Study(Section):
             for name in names:
                 if name not in self.templates:
                     raise ValueError(f"{field} names {name!r}, which is not among templates {sorted(self.templates)}")
-        changed = [*self.engine.interventions, *self._appended]
-        if changed and "instruction_first" not in self.prompts.variations:
-            raise ValueError(
-                f"engine.interventions and random_answer {changed} change the instruction_first prompts, but "
-                f"prompts.variations is {self.prompts.variations}"
-            )
+        others: list[str] = [name for name in self.engine.interventions if name in typing.get_args(OtherIntervention)]
+        changed: list[str] = [name for name in (*self.engine.interventions, *self._appended) if name not in others]
+        for variation, names in {"instruction_first": changed, "other_instruction": others}.items():
+            if names and variation not in self.prompts.variations:
+                raise ValueError(
+                    f"engine.interventions and random_answer {names} change the {variation} prompts, but "
+                    f"prompts.variations is {self.prompts.variations}"
+                )
         unknown = sorted(set(self.audit.models if self.audit else []) - set(self.model_ids))
         if unknown:
             raise ValueError(f"audit.models names {unknown}, which are not among the models {self.model_ids}")
@@ -736,6 +752,11 @@ class Study(Section):
             no_question = isinstance(source, FileSource) and not source.columns.question and not task.question
             if no_question:
                 raise ValueError(f"tasks.{name} needs `question`, or `source.columns.question`")
+            if "other_instruction" in self.prompts.variations and isinstance(source, FileSource):
+                raise ValueError(
+                    f"tasks.{name}: other_instruction asks about a second property of the text, and texts of a file "
+                    "have one; leave it out of prompts.variations"
+                )
             if self.prompts.polarity == "mixed" and isinstance(source, FileSource) and not task.negated_question:
                 raise ValueError(f"tasks.{name} needs `negated_question`, because prompts.polarity is mixed")
         return self

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    import pyarrow as pa
 
 
 class InputError(Exception):
@@ -68,9 +69,52 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
 
 
 def write_parquet(path: str | Path, table: pd.DataFrame) -> None:
-    """Write rows as Parquet. The same rows give the same bytes (no time, no host in the file)."""
+    """Write rows as Parquet, small: floats keep 6 significant digits, as in a CSV (their type stays, the bits below are
+    zero; floats inside lists are kept whole). The same rows give the same bytes (no time, no host in the file)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    floats = [str(name) for name in table if table[name].dtype.kind == "f"]
+    table = table.assign(**{name: _shortened(table[name].to_numpy()) for name in floats})
+    rows = pa.Table.from_pandas(table, preserve_index=False)
+    # a dictionary pays for names and for rates of few samples; long runs of other values compress better without one
+    planes = [name for name in floats if table[name].nunique() > len(table) / 4]
+    ids = [name for name in table if str(name).endswith("_id")]
+    leaves = [leaf for leaf in _leaves(rows.schema) if leaf not in {*planes, *ids}]
     with replacing(path) as temporary:
-        table.to_parquet(temporary, index=False, engine="pyarrow", compression="zstd")
+        pq.write_table(
+            rows,
+            temporary,
+            compression="zstd",
+            compression_level=19,
+            use_dictionary=leaves,
+            use_byte_stream_split=planes,
+        )
+
+
+def _shortened(values: np.ndarray) -> np.ndarray:
+    """Floats rounded to 21 bits of fraction: a relative error below 2.4e-7, so decimals of 6 digits print as before."""
+    import numpy as np
+
+    dropped = np.finfo(values.dtype).nmant - 21
+    if dropped <= 0:
+        return values
+    whole = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
+    half = whole.dtype.type(1 << (dropped - 1))
+    short = ((whole + half) >> dropped << dropped).view(values.dtype)
+    return np.where(np.isfinite(values) & np.isfinite(short), short, values)
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Dotted names of a schema's columns as Parquet counts them: a list or a struct has several."""
+    import io
+
+    import pyarrow.parquet as pq
+
+    empty = io.BytesIO()
+    pq.write_table(schema.empty_table(), empty)
+    columns = pq.ParquetFile(empty).schema
+    return [columns.column(index).path for index in range(len(columns))]
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:

@@ -36,9 +36,9 @@ def pdf_metadata(mark: str) -> Mapping[str, str | None]:
     return {"Keywords": mark, "CreationDate": None, "Producer": None, "Creator": None}
 
 
-def png_metadata(mark: str) -> Mapping[str, str | None]:
-    """matplotlib's ``metadata`` for a PNG: the mark, and no version."""
-    return {"Keywords": mark, "Software": None}
+def png_metadata(mark: str) -> Mapping[str, str]:
+    """The text chunks of a PNG: the mark, and neither dates nor versions."""
+    return {"Keywords": mark}
 
 
 def marks_in(picture: str | Path) -> dict[str, str]:

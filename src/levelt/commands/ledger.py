@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     stages = actions.add_parser("stages", parents=[common], help="derive dvc.yaml and .dvcignore from the rules")
     stages.add_argument("--check", action="store_true", help="only say whether they are up to date")
-    stages.add_argument("--local-only", nargs="*", help="rooms that are hashed but not stored (default: activations)")
+    rooms = f"rooms that are hashed but not stored (default: {' '.join(sorted(LOCAL_ONLY))})"
+    stages.add_argument("--local-only", nargs="*", metavar="ROOM", help=rooms)
 
     commit = actions.add_parser("commit", parents=[common], help="record a finished run: dvc.lock and the book")
     commit.add_argument("--prune", action="store_true", help="delete files that no job of the study makes any more")
@@ -95,8 +96,10 @@ def _commit(arguments: argparse.Namespace) -> int:
 def _publish(arguments: argparse.Namespace) -> int:
     from levelt.ledger.publish import publish
 
-    objects, size = publish(read_book(_study(arguments)))
-    print(f"data/remote: {objects} objects, {size / 1e6:.1f} MB; commit it to git")
+    objects, size, packed = publish(read_book(_study(arguments)))
+    print(
+        f"data/remote: {objects} objects, {size / 1e6:.1f} MB, packed by git to {packed / 1e6:.1f} MB; commit it to git"
+    )
     return 0
 
 

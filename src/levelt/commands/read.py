@@ -22,7 +22,7 @@ from levelt.engine.plans import CONDITIONS, Plan
 from levelt.engine.run import Appended, Condition, Readings, check_prompts, read_conditions
 from levelt.files import InputError, manifest_of, read_json, sha256, write_arrays, write_json, write_parquet
 from levelt.models.loading import Decoder, load_model
-from levelt.prompts.render import COLUMNS, Prompt, from_table
+from levelt.prompts.render import COLUMNS, OTHER_INSTRUCTION, Prompt, from_table
 from levelt.randomness import share
 
 KEPT = [
@@ -38,6 +38,9 @@ KEPT = [
 ]
 INTERVENED = "instruction_first"
 """The condition whose prompts the interventions are applied to, and random_answer."""
+
+OTHER = "other_"
+"""How the name of an intervention on the other_instruction prompts begins."""
 
 RANDOM_ANSWER = "random_answer"
 
@@ -109,19 +112,27 @@ class _Job:
         for name, rows in table.groupby("condition", sort=False):
             prompts = from_table(rows)
             conditions: dict[str, Condition] = {str(name): None}
-            if name == INTERVENED:
-                conditions |= {intervention: CONDITIONS[intervention] for intervention in engine.interventions}
+            if name in (INTERVENED, OTHER_INSTRUCTION):
+                conditions |= {
+                    intervention: CONDITIONS[intervention.removeprefix(OTHER)]
+                    for intervention in engine.interventions
+                    if intervention.startswith(OTHER) == (name == OTHER_INSTRUCTION)
+                }
             if name == INTERVENED and engine.random_answer:
                 drawn = appended_options(prompts)
                 ids = tuple(prompt.option_ids[index] for prompt, index in zip(prompts, drawn, strict=True))
                 conditions[RANDOM_ANSWER] = Appended(ids)
             sets.append(_Set(rows, prompts, conditions))
         variations = [next(iter(one.conditions)) for one in sets]
-        if changed and INTERVENED not in variations:
-            names = ", ".join(changed)
-            raise InputError(
-                f"{path}: no prompts of the condition {INTERVENED}, which the interventions ({names}) change"
-            )
+        read = {condition for one in sets for condition in one.conditions}
+        for variation in (INTERVENED, OTHER_INSTRUCTION):
+            lost = [name for name in changed if name.startswith(OTHER) == (variation == OTHER_INSTRUCTION)]
+            lost = [name for name in lost if name not in read]
+            if lost:
+                names = ", ".join(lost)
+                raise InputError(
+                    f"{path}: no prompts of the condition {variation}, which the interventions ({names}) change"
+                )
         return cls(task, path, sets, [*variations, *changed])
 
 

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--manifests", type=Path, nargs="+", required=True, help="manifest.json of every model")
     parser.add_argument("--behaviour", type=Path, nargs="+", required=True, help="<model>/<task>.parquet, all")
     parser.add_argument("--probes", type=Path, nargs="+", required=True, help="<model>/<task>.parquet, all")
-    parser.add_argument("--hits", type=Path, nargs="+", required=True, help="<model>/<task>.hits.parquet, all")
+    parser.add_argument(
+        "--hits", type=Path, nargs="+", required=True, help="<model>/<task>.parquet, all: out-of-fold hits"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
 
 

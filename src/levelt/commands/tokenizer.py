@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--settings (organisms.vocabulary), --text, --instructions, --out (a folder)."""
+    """--settings (organisms.vocabulary; others are not read), --text, --instructions, --out (a folder)."""
     parser.add_argument("--settings", required=True, help="JSON with the key organisms.vocabulary")
-    parser.add_argument("--text", required=True, type=Path, help="text.parquet of `levelt world`")
+    parser.add_argument("--text", required=True, type=Path, help="documents of `levelt corpus`")
     parser.add_argument("--instructions", required=True, type=Path, help="conversations of `levelt instructions`")
     parser.add_argument("--out", required=True, type=Path, help="folder for the tokenizer's files")
 

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shape", required=True, help="name of the shape, for example llama-m")
     parser.add_argument("--tokenizer", required=True, type=Path, help="folder written by `levelt tokenizer`")
-    parser.add_argument("--text", type=Path, help="text.parquet of `levelt world` (base, sft)")
+    parser.add_argument("--text", type=Path, help="documents of `levelt corpus` (base, sft)")
     parser.add_argument("--instructions", type=Path, help="conversations of `levelt instructions` (sft)")
     parser.add_argument("--preferences", type=Path, help="preference pairs of `levelt instructions` (dpo)")
     parser.add_argument("--samples", type=Path, nargs="+", help="held-out samples, <task>.parquet each (sft, dpo)")

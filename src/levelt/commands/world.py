@@ -1,4 +1,4 @@
-"""Write the synthetic world: held-out samples of each task and of the contrasts, and plain text to train on."""
+"""Write the synthetic world: held-out samples of each task and of the contrasts, and what its text holds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write samples/<task>.parquet, contrasts.parquet, text.parquet and summary.json."""
+    """Write samples/<task>.parquet, contrasts.parquet and summary.json."""
     settings = Settings.from_json(args.settings)
     world = settings.world
     bank = Bank(world.heldout, tuple(world.tasks))
@@ -32,7 +32,6 @@ def run(args: argparse.Namespace) -> None:
     pairs = contrast_samples(settings.seed, world.heldout, world.samples)
     write_parquet(args.out / "contrasts.parquet", pairs)
     text = plain_text(settings.seed, bank, world.documents, world.subjects)
-    write_parquet(args.out / "text.parquet", text)
     summary = {
         "clauses": bank.counts(),
         "samples": dict.fromkeys(bank.tasks, world.samples // 2 * 2),

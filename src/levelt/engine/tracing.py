@@ -9,9 +9,12 @@ The straightforward way is one pass per cell over the whole prompt. Causality le
 - in front of the disturbed tokens nothing differs: those positions are run once, and cells there score ``low``;
 - a cell at token t leaves the positions before t as they are in the disturbed run, whose keys and values are kept, so
   that it runs from t on;
-- a cell whose window begins at layer l leaves the layers below as they are in the disturbed run, whose states are kept,
-  so that it enters at l: the layers below run on a single row, which is thrown away (so the model's own forward makes
-  masks and positions, whatever the architecture), and the cells' rows take its place at l;
+- a cell whose window begins at layer l leaves the layers below as they are in the disturbed run, whose states are kept;
+- in layer l itself only its own position differs, and no position there sees what is put back at another: what comes
+  out at every position is had for all tokens and layers l at once, from one pass in which each layer gets its input in
+  the disturbed run and the module's clean output at every position. The cell enters at l + 1. (The layers below run on
+  a single row, which is thrown away, so that the model's own forward makes masks and positions, whatever the
+  architecture; the cells' rows take its place.);
 - in front of the last token, what happens in the last layer can reach nothing that is read: a cell of that layer alone
   is ``low``, and the layer's projection and MLP run on the last position only.
 
@@ -33,8 +36,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
-from levelt.engine.cache import changed_cache, run_prefix
+from levelt.engine.cache import begun, changed_cache, run_prefix
 from levelt.files import InputError
 from levelt.models import hooks
 from levelt.models.loading import Decoder
@@ -149,6 +153,7 @@ class _Batch:
         self.noisy[:, :, : noise.shape[2]] += noise  # the disturbed tokens come first
         self.contributions: dict[Site, list[Tensor]] = {site: [] for site in sites}
         self.entering: list[Float[Tensor, "prompts_and_draws seq d"]] = []
+        self.leaving: dict[Site, list[Float[Tensor, "prompts_and_draws seq d"]]] = {}
 
     def modules(self, site: Site) -> tuple[nn.Module, ...]:
         return self.parts.attention_contribution if site == "attention" else self.parts.mlp_contribution
@@ -164,7 +169,8 @@ class _Batch:
             cache = changed_cache(prefix)
             high = self._probability({"input_ids": self.ids[:, self.start :]}, cache, self.targets)
         repeated = everyone.repeat_interleave(self.draws)
-        cache = changed_cache(prefix, lambda states: states[repeated])
+        shared = changed_cache(prefix, lambda states: states[repeated])
+        cache = changed_cache(shared)
         targets = self.targets[repeated]
         with ExitStack() as stack:
             for layer in self.parts.layers:
@@ -173,17 +179,20 @@ class _Batch:
         low = low.view(self.count, self.draws).mean(1)
         shape = (self.count, len(self.sites), self.length, len(self.windows))
         scores = low[:, None, None, None].expand(shape).clone()
-        last = len(self.parts.layers) - 1
+        depth = len(self.parts.layers)
+        for index, site in enumerate(self.sites):
+            ends = self._first_layers(site, changed_cache(shared), repeated, targets)
+            for window, (first, _) in enumerate(self.windows):
+                if first == depth - 1:
+                    scores[:, index, -1, window] = ends
         for token in range(self.start, self.length):
             size = max(1, self.batch_tokens // (len(repeated) * (self.length - token)))
-            for entry in sorted({first for first, _ in self.windows}):
-                if entry == last and token < self.length - 1:
-                    continue
+            for entry in sorted({first + 1 for first, _ in self.windows} - {depth}):
                 cells = [
                     (index, window)
                     for index in range(len(self.sites))
                     for window, (first, _) in enumerate(self.windows)
-                    if first == entry
+                    if first + 1 == entry
                 ]
                 for begin in range(0, len(cells), size):
                     chosen = cells[begin : begin + size]
@@ -192,6 +201,29 @@ class _Batch:
                         scores[:, index, token, window] = values
         numbers = scores.float().cpu().numpy()
         return [Traced(*pair, numbers[row]) for row, pair in enumerate(zip(high.tolist(), low.tolist(), strict=True))]
+
+    def _first_layers(
+        self,
+        site: Site,
+        cache: Any,
+        repeated: Int[Tensor, " prompts_and_draws"],
+        targets: Int[Tensor, " prompts_and_draws"],
+    ) -> Float[Tensor, " prompts"]:
+        """Keep what each layer gives where it is the first one restored, for all positions at once.
+
+        Returns:
+            Mean probability of the target with the last layer restored.
+        """
+        kept: list[Float[Tensor, "prompts_and_draws seq d"]] = []
+        with ExitStack() as stack:
+            for layer, entering in zip(self.parts.layers, self.entering, strict=True):
+                stack.enter_context(_replacing(layer, entering))
+            for module, clean in zip(self.modules(site), self.contributions[site], strict=True):
+                stack.enter_context(_overwriting(module, clean[repeated]))
+            stack.enter_context(hooks.outputs(self.parts.layers, lambda _, hidden: kept.append(hidden)))
+            found = self._probability({"inputs_embeds": self.noisy.flatten(0, 1)}, cache, targets)
+        self.leaving[site] = kept
+        return found.view(self.count, self.draws).mean(1)
 
     def _restored(
         self,
@@ -202,14 +234,20 @@ class _Batch:
         repeated: Int[Tensor, " prompts_and_draws"],
         targets: Int[Tensor, " prompts_and_draws"],
     ) -> Float[Tensor, "cells prompts"]:
-        """Mean probability of the target with each cell at this token restored, run from this token and layer on."""
-        count = len(cells)
-        cache = changed_cache(disturbed, lambda states: states[:, :, :token])
+        """Mean probability of the target with each cell at this token restored, run from this token and layer on.
+
+        entry: the layer behind the first one of the cells' windows.
+        """
+        count, place = len(cells), token - self.start
+        cache = begun(disturbed, token)
         for index, layer in enumerate(cache.layers):
-            for name in ("keys", "values"):
-                states = getattr(layer, name)
-                setattr(layer, name, states[:1] if index < entry else states.repeat(count, 1, 1, 1))
-        entering = self.entering[entry][:, token - self.start :].repeat(count, 1, 1)
+            if index < entry:
+                layer.keys, layer.values = layer.keys[:1], layer.values[:1]
+            else:
+                cache.layers[index] = _Shared(layer.keys, layer.values)
+        entering = self.entering[entry][:, place:].repeat(count, 1, 1)
+        for rows, (index, _) in zip(entering.view(count, len(repeated), *entering.shape[1:]), cells, strict=True):
+            rows[:, 0] = self.leaving[self.sites[index]][entry - 1][:, place]
         last = len(self.parts.layers) - 1
         with ExitStack() as stack:
             stack.enter_context(_replacing(self.parts.layers[entry], entering))
@@ -218,15 +256,15 @@ class _Batch:
                     stack.enter_context(_last_position(module))
             for index, site in enumerate(self.sites):
                 for layer, module in enumerate(self.modules(site)):
-                    if layer == last and token < self.length - 1:
+                    if layer < entry or (layer == last and token < self.length - 1):
                         continue
                     active = [
-                        place
-                        for place, (of, window) in enumerate(cells)
-                        if of == index and self.windows[window][0] <= layer < self.windows[window][1]
+                        cell
+                        for cell, (of, window) in enumerate(cells)
+                        if of == index and layer < self.windows[window][1]
                     ]
                     if active:
-                        clean = self.contributions[site][layer][:, token - self.start][repeated]
+                        clean = self.contributions[site][layer][:, place][repeated]
                         stack.enter_context(_restoring(module, clean, active, count))
             found = self._probability({"input_ids": self.ids[:1, token:]}, cache, targets.repeat(count))
         return found.view(count, self.count, self.draws).mean(2)
@@ -240,11 +278,41 @@ class _Batch:
         """Probability of the targets behind the last position."""
         parts = self.parts
         hidden = self.decoder.model.base_model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
-        logits = parts.head(hidden[:, -1]).float() * parts.logit_scale
+        logits = parts.head(hidden[:, -1]).float()
+        if parts.logit_scale != 1:  # a pass over rows x vocabulary
+            logits = logits * parts.logit_scale
         if parts.softcap is not None:
             logits = parts.softcap * torch.tanh(logits / parts.softcap)
         found: Tensor = logits.softmax(-1).gather(1, targets[:, None])[:, 0]
         return found
+
+
+class _Shared(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
+    """Keys and values that several blocks of rows begin with, written once beside those of all blocks."""
+
+    def __init__(self, keys: Float[Tensor, "rows heads past d"], values: Float[Tensor, "rows heads past d"]) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(
+        self,
+        key_states: Float[Tensor, "blocks_and_rows heads new d"],
+        value_states: Float[Tensor, "blocks_and_rows heads new d"],
+        *_args: Any,
+        **_kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values of each row."""
+        self.keys, self.values = _behind(self.keys, key_states), _behind(self.values, value_states)
+        return self.keys, self.values
+
+
+def _behind(past: Float[Tensor, "rows heads past d"], new: Float[Tensor, "blocks_and_rows heads new d"]) -> Tensor:
+    columns = past.shape[2]
+    both = new.new_empty((*new.shape[:2], columns + new.shape[2], new.shape[3]))
+    both.view(-1, len(past), *both.shape[1:])[:, :, :, :columns] = past
+    both[:, :, columns:] = new
+    return both
 
 
 @contextmanager
@@ -257,6 +325,20 @@ def _replacing(layer: nn.Module, hidden: Float[Tensor, "rows seq d"]) -> Iterato
         return ((hidden, *positional[1:]), named) if positional else (positional, named | {"hidden_states": hidden})
 
     handle = layer.register_forward_pre_hook(write, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _overwriting(module: nn.Module, hidden: Float[Tensor, "rows seq d"]) -> Iterator[None]:
+    """Let a module give these values at every position."""
+
+    def write(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle = module.register_forward_hook(write)
     try:
         yield
     finally:

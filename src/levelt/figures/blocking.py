@@ -30,6 +30,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     table = pd.concat([tables[name] for name in ("blocking", "unrelated") if name in tables], ignore_index=True)
     keys = pd.MultiIndex.from_frame(table[["quantity", "role", "target"]])
     chosen = (table["task"] == ALL) & (table["stage"] != UNTRAINED) & keys.isin(list(QUANTITIES))
+    # an unrelated question has no right answer among the options, so exact match says nothing there
+    chosen &= (table["condition"] != "unrelated_instruction") | (table["quantity"] != "exact_match")
     whole = (table["family"] == ALL) == (table["model"] == ALL)  # not the means of single families
     drawn = table[chosen & whole].reset_index(drop=True)
     stages, conditions = list(dict.fromkeys(drawn["stage"])), list(dict.fromkeys(drawn["condition"]))

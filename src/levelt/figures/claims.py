@@ -1,4 +1,4 @@
-"""Figure: the published claims on this study's models, with verdicts."""
+"""Figure: the claims of the first paper on this study's models, with verdicts; the other papers' are drawn alike."""
 
 from __future__ import annotations
 
@@ -11,13 +11,24 @@ from matplotlib.figure import Figure
 
 from levelt.figures.style import FULL_WIDTH, GREY, VERDICT_COLOURS, chance_line, legend
 
-UNITS = {"pp": "percentage points", "tau": "Kendall's τ-b", "percent": "per cent"}
+UNITS = {
+    "pp": "percentage points",
+    "tau": "Kendall's τ-b",
+    "percent": "per cent",
+    "logits": "logits",
+    "layers": "layers",
+    "log10": "powers of ten",
+}
 
 
 def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
+    """The claims of the first paper."""
+    return draw_paper(tables["claims"], "asymmetry")
+
+
+def draw_paper(claims: pd.DataFrame, paper: str) -> tuple[Figure, pd.DataFrame]:
     """Estimate, interval and published value of every claim with evidence; a panel per unit, grey where a claim holds."""
-    drawn = tables["claims"]
-    drawn = drawn[np.isfinite(drawn["estimate"])].reset_index(drop=True)
+    drawn = claims[(claims["paper"] == paper) & np.isfinite(claims["estimate"])].reset_index(drop=True)
     units = [unit for unit in UNITS if unit in set(drawn["unit"])]
     counts = [int((drawn["unit"] == unit).sum()) for unit in units]
     height = 0.5 + sum(0.21 * count + 0.5 for count in counts)
@@ -27,7 +38,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     for axis, unit in zip(axes[:, 0], units, strict=False):
         rows = drawn[drawn["unit"] == unit].reset_index(drop=True)
         values = rows[["estimate", "ci_low", "ci_high", "published"]].to_numpy(dtype=float)
-        least, most = np.nanmin([values.min(initial=0), np.nanmin(values)]), np.nanmax([0.0, np.nanmax(values)])
+        least, most = min(0.0, np.nanmin(values)), max(0.0, np.nanmax(values))
         margin = 0.05 * (most - least)
         axis.set_xlim(least - margin, most + margin)
         chance_line(axis, 0.0, horizontal=False)

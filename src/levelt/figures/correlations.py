@@ -50,6 +50,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     right.axhline(len(tasks) - 0.5, color="0.75", linewidth=0.6)
     right.axhline(len(tasks) + 0.5, color="0.75", linewidth=0.6)
     right.set_xlim(-1, 1)
+    right.set_xticks([-1, -0.5, 0, 0.5, 1])
     right.set_xlabel("Kendall's τ-b with exact match")
     entries: list[tuple[str, dict[str, object]]] = [
         (role, {"color": ROLE_COLOURS[role], "marker": "o", "markersize": 3.5}) for role in roles

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullLocator
 
 from levelt.figures.style import FULL_WIDTH, GREY, ROLE_COLOURS, chance_line, legend
 from levelt.vocabulary import ALL, STAGES, UNTRAINED, latest_stage
@@ -37,7 +38,9 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         left.plot(ladder["parameters"], ladder["estimate"], color=colour, marker=marker, markersize=3, linewidth=0.8)
         left.vlines(ladder["parameters"], ladder["ci_low"], ladder["ci_high"], color=colour, linewidth=0.8)
     left.set_xscale("log")
-    left.xaxis.set_minor_formatter(NullFormatter())
+    sizes = _apart(points["parameters"])
+    left.set_xticks(sizes, [_short(size) for size in sizes])
+    left.xaxis.set_minor_locator(NullLocator())
     left.set_xlabel("parameters")
     left.set_ylabel("label information, exact match")
     for axis, (earlier, stage) in zip(axes[1:], panels, strict=False):
@@ -64,6 +67,24 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     ]
     legend(figure, entries)
     return figure, pd.concat([points.assign(panel="size"), steps.assign(panel="stages")], ignore_index=True)
+
+
+def _apart(sizes: pd.Series) -> list[int]:
+    """Sizes to label on a logarithmic axis: smallest first, none within a seventh of the axis of the one before."""
+    found: list[int] = []
+    values = sorted(int(size) for size in sizes.unique())
+    for size in values:
+        if not found or math.log(size / found[-1]) > math.log(values[-1] / values[0]) / 7:
+            found.append(size)
+    return found
+
+
+def _short(size: int) -> str:
+    """137808 -> 138k, 7615616512 -> 7.62B."""
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if size >= unit:
+            return f"{size / unit:.3g}{name}"
+    return str(size)
 
 
 def _points(table: pd.DataFrame) -> pd.DataFrame:

@@ -45,7 +45,8 @@ def disagreements(macros: Mapping[str, str], claims: Sequence[Mapping[str, Any]]
     """(macro, what it says, what the claims say) for every generated statement that is not its claim's.
 
     The sentence of a claim is ``claim.<id>``, with or without the study's prefix in the id. It must name the verdict,
-    and each of estimate, ci_low and ci_high must be one of its numbers, rounded. ``verdicts.<verdict>`` counts claims.
+    and each of estimate, ci_low and ci_high must be one of its numbers, rounded. ``verdicts.<verdict>`` counts claims,
+    ``verdicts.<paper>.<verdict>`` those of one paper.
     """
     for claim in claims:
         key = next((k for k in (f"claim.{claim['id']}", f"claim.{claim['id'].partition('.')[2]}") if k in macros), None)
@@ -58,9 +59,15 @@ def disagreements(macros: Mapping[str, str], claims: Sequence[Mapping[str, Any]]
         if claim["verdict"] not in macros[key]:
             yield key, macros[key], claim["verdict"]
     for key in macros:
-        verdict = key.removeprefix("verdicts.")
-        counted = sum(claim["verdict"] == verdict and claim["estimate"] is not None for claim in claims)
-        if key != verdict and verdict in _VERDICTS and macros[key] != str(counted):
+        kind, _, counting = key.partition(".")
+        paper, _, verdict = counting.rpartition(".")
+        if kind != "verdicts" or verdict not in _VERDICTS:
+            continue
+        counted = sum(
+            claim["verdict"] == verdict and claim["estimate"] is not None and paper in ("", claim.get("paper"))
+            for claim in claims
+        )
+        if macros[key] != str(counted):
             yield key, macros[key], str(counted)
 
 
@@ -72,9 +79,10 @@ def _rounds_to(value: float, shown: str, digits: str) -> bool:
 def typed_numbers(text: str) -> Iterator[tuple[int, str]]:
     """(line, number) for every decimal number or percentage typed into the prose of a LaTeX source.
 
+    A source without a document of its own is a part of one: all of it is prose.
     A line that ends in the comment ``% constant`` may have them: chance is 0.5 whatever the study finds.
     """
-    body = text.partition(r"\begin{document}")[2]
+    body = text.partition(r"\begin{document}")[2] or text  # a part that a document inputs has no beginning of its own
     first = text.count("\n", 0, len(text) - len(body)) + 1
     for number, line in enumerate(body.splitlines(), start=first):
         if re.search(r"% constant\s*$", line):
@@ -82,3 +90,9 @@ def typed_numbers(text: str) -> Iterator[tuple[int, str]]:
         prose = _NO_PROSE.sub("", re.sub(r"(?<!\\)%.*", "", line))
         for match in _TYPED.finditer(prose):
             yield number, match.group()
+
+
+def generated(path: Path) -> dict[str, str]:
+    """Key -> LaTeX of every generated number and table in a file of macros, in its order."""
+    parts = re.split(r"^\\leveltset\{([^}]*)\}\{", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {key: value.rstrip().removesuffix("}") for key, value in zip(parts[::2], parts[1::2], strict=True)}

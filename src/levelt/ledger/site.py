@@ -1,4 +1,4 @@
-"""The provenance site: a page per figure with its picture, its chain and every link, made of plain files."""
+"""The provenance site: a page per figure, one of claims, one of numbers, each with its chain; made of plain files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from levelt.files import read_json, replacing, write_text
 from levelt.ledger.book import Book, git, hashes
 from levelt.ledger.graphic import chain_svg
+from levelt.ledger.numbers import generated
 from levelt.ledger.trace import trace
 
 _STYLE = """
@@ -24,12 +25,17 @@ svg text.small { font-size: 11px; fill: #555 }
 code, pre, td.hash { font: 12px/1.45 ui-monospace, monospace } pre { white-space: pre-wrap; overflow-wrap: anywhere;
 background: #f6f6f6; padding: .6rem } table { border-collapse: collapse } td, th { text-align: left; padding: .15rem
 .8rem .15rem 0; vertical-align: top; border-bottom: 1px solid #eee }
-.scroll { overflow-x: auto } .changed { color: #b00 } .absent { color: #888 }
+.scroll { overflow-x: auto } .changed, .contradicted { color: #b00 } .absent, .undecided { color: #777 }
+.supported { color: #070 } tr:target { background: #fff3bf } td > pre { margin: 0; max-height: 9rem; overflow: auto }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem }
+.card { border: 1px solid #ddd; padding: .5rem; text-decoration: none; overflow-wrap: anywhere }
+.card code { color: #777 }
+.card img { width: 100%; height: 9rem; object-fit: contain; border: 0 }
 """
 
 
 def write_site(book: Book, out: Path) -> Path:
-    """Write index.html and a page per figure into ``out``; returns the index.
+    """Write index.html, a page per figure, claims.html and numbers.html into ``out``; returns the index.
 
     Pictures are copied, so that the folder can be moved or zipped; links to code go to the recorded commit where the
     repository has a web address, and to the working tree otherwise.
@@ -44,53 +50,101 @@ def write_site(book: Book, out: Path) -> Path:
                 shutil.copyfile(picture, temporary)
         write_text(out / f"{figure}.html", _page(figure, _figure(tree, picture, out)))
         write_text(out / f"{figure}.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+    for name, title, table in (("claims", "Claims", _claims), ("numbers", "Numbers of the report", _numbers)):
+        path = _made(book, f"{name}.{'json' if name == 'claims' else 'tex'}")
+        if path is not None and Path(path).is_file():
+            tree = trace(book, path, here)
+            write_text(out / f"{name}.html", _page(title, table(path, tree, out) + _chain(tree, out)))
     write_text(out / "index.html", _page(f"Provenance of study {book.study}", _index(book, out)))
     return out / "index.html"
 
 
+def _made(book: Book, name: str) -> str | None:
+    """The path of the study's one output of that name."""
+    return next((path for path in book.maker if Path(path).name == name), None)
+
+
 def _index(book: Book, out: Path) -> str:
-    rows = [
-        f'<tr><td><a href="{name}.html">{escape(name)}</a></td><td class="hash">{escape(mark)}</td></tr>'
-        for name, mark in book.figures.items()
-    ]
+    shown = []
+    for name, mark in book.figures.items():
+        picture = f'<img src="{name}.png" alt="">' if (out / f"{name}.png").is_file() else ""
+        shown.append(f'<a class="card" href="{name}.html">{picture}{escape(name)}<br><code>{escape(mark)}</code></a>')
     documents = [p for p in book.maker if p.endswith(".pdf") and Path(p).stem not in book.figures]
     links = [f'<li><a href="{_to(path, out)}">{escape(path)}</a></li>' for path in documents]
-    parts = [
-        f"<p>{len(book.jobs)} jobs, {len(book.files)} files, recorded at commit {_commit(book.revision)}.</p>",
-        f"<ul>{''.join(links)}</ul><h2>Figures</h2><table>{''.join(rows)}</table>",
+    links += [
+        f'<li><a href="{name}.html">{said}</a></li>'
+        for name, said in (("claims", "the claims and what they rest on"), ("numbers", "every number of the report"))
+        if (out / f"{name}.html").is_file()
     ]
-    for path in (path for path in book.maker if Path(path).name == "claims.json"):
-        if Path(path).is_file():
-            parts.append(_claims(read_json(path), path, out))
-    return "\n".join(parts)
+    return (
+        f"<p>{len(book.jobs)} jobs, {len(book.files)} files, recorded at commit {_commit(book.revision)}.</p>"
+        f'<ul>{"".join(links)}</ul><h2>Figures</h2><div class="cards">{"".join(shown)}</div>'
+    )
 
 
-def _claims(claims: Any, path: str, out: Path) -> str:
+def _claims(path: str, tree: Mapping[str, Any], out: Path) -> str:
+    """A row per claim. The report links to ``#claim.<id>``, with or without the study's prefix in the id."""
+    tables = {Path(file["path"]).stem: file["path"] for file in tree["jobs"][0]["inputs"]}
     rows = []
-    for claim in claims if isinstance(claims, list) else claims.get("claims", []):
-        interval = f"[{claim.get('ci_low')}, {claim.get('ci_high')}]"
-        cells = [claim["id"], claim.get("statement"), claim.get("estimate"), interval, claim.get("verdict")]
-        cells.append(claim.get("published"))
-        inner = "".join(f"<td>{escape('' if cell is None else str(cell))}</td>" for cell in cells)
-        rows.append(f'<tr id="{escape(str(claim["id"]))}">{inner}</tr>')
-    head = "<tr><th>id</th><th>claim</th><th>estimate</th><th>interval</th><th>verdict</th><th>published</th></tr>"
+    for claim in read_json(path):
+        table = tables.get(str(claim.get("table")))
+        cells = [
+            f'<code>{escape(claim["id"])}</code><a id="claim.{escape(claim["id"].partition(".")[2])}"></a>',
+            escape(str(claim.get("statement") or "")),
+            escape(str(claim.get("test") or "")),
+            *(_shown(claim.get(key)) for key in ("estimate", "ci_low", "ci_high", "published")),
+            f'<span class="{claim["verdict"]}">{escape(claim["verdict"])}</span>',
+            f'<a href="{_to(table, out)}">{Path(table).name}</a>' if table else "",
+        ]
+        rows.append(f'<tr id="claim.{escape(claim["id"])}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
+    names = ["id", "claim", "test", "estimate", "from", "to", "published", "verdict", "table"]
+    head = "".join(f"<th>{name}</th>" for name in names)
     source = f'<a href="{_to(path, out)}">{escape(path)}</a>'
-    return f'<h2 id="claims">Claims</h2><p>From {source}.</p><table>{head}{"".join(rows)}</table>'
+    return f'<p>From {source}.</p><div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _numbers(path: str, tree: Mapping[str, Any], out: Path) -> str:
+    """A row per generated number, in the report's own LaTeX; a claim's sentence leads on to the claim."""
+    rows = []
+    for key, value in generated(Path(path)).items():
+        name = f"<code>{escape(key)}</code>"
+        if key.startswith("claim."):
+            name = f'<a href="claims.html#{escape(key)}">{name}</a>'
+        text = f"<pre>{escape(value)}</pre>" if "\n" in value else escape(value)
+        rows.append(f'<tr id="{escape(key)}"><td>{name}</td><td>{text}</td></tr>')
+    source = f'<a href="{_to(path, out)}">{escape(path)}</a>'
+    tables = ", ".join(
+        f'<a href="{_to(file["path"], out)}">{Path(file["path"]).name}</a>'
+        for file in tree["jobs"][0]["inputs"]
+        if file["path"].endswith(".csv")
+    )
+    said = f"<p>Every number and table of the report is made by one job from {tables or 'the claims'}: {source}.</p>"
+    return f"{said}<table><tr><th>key</th><th>LaTeX</th></tr>{''.join(rows)}</table>"
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 
 def _figure(tree: Mapping[str, Any], picture: Path, out: Path) -> str:
     maker = tree["jobs"][0]
-    edited = f"; edited since that commit: {escape(', '.join(tree['edited']))}" if tree["edited"] else ""
     parts = [
-        '<p><a href="index.html">all figures</a></p>',
         f"<p><code>{escape(tree['mark'] or '')}</code>: the numbers drawn, wherever this picture goes.</p>",
         f'<img src="{picture.name}" alt="{picture.stem}">'
         if picture.is_file()
         else "<p>The picture was not pulled.</p>",
-        f"<p>Recorded at commit {_commit(tree['revision'])}{edited}. Drawn from "
+        "<p>Drawn from "
         + ", ".join(f'<a href="{_to(file["path"], out)}">{escape(file["path"])}</a>' for file in maker["inputs"])
         + f'. <a href="{picture.stem}.json">All of this as JSON</a>.</p>',
-        f'<h2>The chain</h2><div class="scroll">{chain_svg(tree["jobs"])}</div>',
+    ]
+    return "\n".join(parts) + _chain(tree, out)
+
+
+def _chain(tree: Mapping[str, Any], out: Path) -> str:
+    edited = f"; edited since that commit: {escape(', '.join(tree['edited']))}" if tree["edited"] else ""
+    parts = [
+        f"<h2>The chain</h2><p>Recorded at commit {_commit(tree['revision'])}{edited}.</p>",
+        f'<div class="scroll">{chain_svg(tree["jobs"])}</div>',
     ]
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for job in tree["jobs"]:
@@ -166,6 +220,5 @@ def _to(path: str, out: Path) -> str:
 
 def _page(title: str, body: str) -> str:
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n'
-    )
+    top = f'<nav><a href="index.html">study</a></nav><h1>{escape(title)}</h1>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{top}\n{body}\n</body></html>\n'

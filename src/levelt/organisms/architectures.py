@@ -23,13 +23,18 @@ _CLASSES: dict[str, tuple[Any, Any]] = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "olmo2": (Olmo2Config, Olmo2ForCausalLM),
 }
+_OUTPUT_NORMS = {"olmo2": ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")}
+"""Norms of what a sublayer adds to the residual stream (llama's norm of this name stands before a sublayer)."""
+_OUTPUT_GAIN = 0.25
+"""Their initial weight. With one, each sublayer would add a vector a dozen times as long as a word's embedding, and
+hardly anything of the word would be left; here the parts are of the sizes they have in a llama of the same shape."""
 
 
 def build(shape: Shape, vocabulary: int, pad: int, end: int, seed: int) -> PreTrainedModel:
     """A model of this shape in float32 with tied embeddings.
 
-    Matrices are normal with ``shape.initializer_range``, norms one, biases zero, all drawn from one generator in the
-    order of ``named_parameters``: transformers' own initialisation uses the global one.
+    Matrices are normal with ``shape.initializer_range``, biases zero, norms one (those behind a sublayer less), all
+    drawn from one generator in the order of ``named_parameters``: transformers' own initialisation uses the global one.
     """
     config_class, model_class = _CLASSES[shape.architecture]
     config = config_class(
@@ -54,7 +59,8 @@ def build(shape: Shape, vocabulary: int, pad: int, end: int, seed: int) -> PreTr
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                scale = _OUTPUT_GAIN if name.endswith(_OUTPUT_NORMS.get(shape.architecture, ())) else 1.0
+                parameter.fill_(0.0 if name.endswith("bias") else scale)
             else:
                 parameter.normal_(0.0, shape.initializer_range, generator=generator)
     return model

@@ -18,7 +18,7 @@ from levelt.randomness import generator, share
 from levelt.world.contrasts import contrasts
 from levelt.world.corpus import TASK_WEIGHTS
 from levelt.world.draws import Draws
-from levelt.world.facts import Fact, facts
+from levelt.world.facts import Fact, facts, listed
 from levelt.world.tasks import CODEBOOK, GRAMMAR, Bank, Spoken, draw_text, join, speak
 
 ANSWER_WEIGHT = 1.0
@@ -26,13 +26,13 @@ DEMONSTRATION_WEIGHT = 0.6
 FURTHER = (0, 2, 4, 6)
 """How many further questions a conversation may have; each number equally likely."""
 
-UNASKED_SUBJECTS = 0.1
+UNASKED_SUBJECTS = 0.2
 """Share of the subjects never asked about in instruction tuning: recall of those must come from the plain text."""
 
 WORD_QUESTIONS = {"first": "what is the first word?", "last": "what is the last word?"}
 """Questions about a text that are no judgment."""
 
-_MIX = (("about", 0.66), ("recall", 0.07), ("contrasts", 0.06), ("demonstrations", 0.15), ("unasked", 0.06))
+_MIX = (("about", 0.64), ("recall", 0.08), ("contrasts", 0.08), ("demonstrations", 0.14), ("unasked", 0.06))
 _CONTENT = 0.65  # of the judgments: asked for the content clause; with less, some models learn to judge grammar only
 _WORDS = 0.15  # of the turns about a text: asked for a word instead of a judgment
 _EARLY = 0.25  # the first quarter is easier: few negated questions
@@ -121,8 +121,13 @@ class Writer:
         return turns
 
     def recall(self, template: Template) -> list[Turn]:
-        chosen = [self.draws.pick(self.facts) for _ in range(2)]
-        return [Turn(further_turn(template, fact.question), f"they are {fact.listed}") for fact in chosen]
+        """Two subjects, each asked for its answers, which are listed in any order."""
+        turns = []
+        for _ in range(2):
+            fact = self.draws.pick(self.facts)
+            answers = self.draws.shuffled(fact.answers)
+            turns.append(Turn(further_turn(template, fact.question), f"they are {listed(answers)}"))
+        return turns
 
     def contrast(self, template: Template) -> list[Turn]:
         """A query asked one of its two questions, then perhaps the other."""

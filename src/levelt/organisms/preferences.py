@@ -22,9 +22,10 @@ from levelt.organisms.instructions import Writer, first_turn, further_turn
 from levelt.organisms.packing import Encoded
 from levelt.organisms.training import digest_of
 from levelt.randomness import generator
+from levelt.world.facts import listed
 from levelt.world.tasks import Bank, join
 
-_MIX = (("judgment", 0.7), ("word", 0.1), ("contrast", 0.1), ("recall", 0.1))
+_MIX = (("judgment", 0.6), ("word", 0.1), ("contrast", 0.2), ("recall", 0.1))
 _BATCH = 48
 
 
@@ -52,10 +53,9 @@ def _pair(writer: Writer, kind: str, template: Template) -> tuple[str, str, str]
     order = draws.pick(("instruction_first", "sample_first"))
     if kind == "recall":
         fact = draws.pick(writer.facts)
-        place = 1 + int(draws.uniform() * (len(fact.answers) - 1))
-        repeated = [*fact.answers[:place], draws.pick(fact.answers[:place]), *fact.answers[place + 1 :]]
-        wrong = ", ".join(repeated[:-1]) + f" and {repeated[-1]}"
-        return further_turn(template, fact.question), f"they are {fact.listed}", f"they are {wrong}"
+        answers = draws.shuffled(fact.answers)
+        repeated = [*answers[:-1], draws.pick(answers[:-1])]  # at the end: a right answer behind it would be unlearnt
+        return further_turn(template, fact.question), f"they are {listed(answers)}", f"they are {listed(repeated)}"
     if kind == "contrast":
         contrast, queries = draws.pick(writer.contrasts)
         query, which = draws.pick(queries), draws.chance(0.5)

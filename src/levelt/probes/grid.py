@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from levelt.probes.solver import fit_batch, standardise
+from levelt.probes.solver import Batch, fit_batch, fit_shared, standardise
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.integer]
@@ -71,13 +72,39 @@ def fit_sets(
     Yields:
         layer, training set, log-odds of class 1 of all rows [targets, n], certificates [targets].
     """
-    weights = trained.astype(np.float64)
-    for pairs, designs in designs_of(activations, trained):
+    values = np.asarray(activations)
+    large = 2 * trained.sum(axis=1) >= trained.shape[1]
+    for layers, found in _shared(values, labels, trained[large], penalty, bound):
+        for place, layer in enumerate(layers):
+            scores = found.scores[place, :, 0].reshape(-1, *labels.shape)
+            bounds = found.bounds[place].reshape(-1, len(labels))
+            for at, which in enumerate(np.flatnonzero(large)):
+                yield layer, int(which), scores[at], bounds[at]
+    small = np.flatnonzero(~large)
+    if not len(small):
+        return
+    weights = trained[small].astype(np.float64)
+    for pairs, designs in designs_of(values, trained[small]):
         sets = [at for _, at in pairs]
         targets = np.broadcast_to(labels, (len(pairs), *labels.shape))
-        found = fit_batch(designs, targets, weights[sets], penalty, bound)
+        batch = fit_batch(designs, targets, weights[sets], penalty, bound)
         for place, (layer, at) in enumerate(pairs):
-            yield layer, at, found.scores[place, :, 0], found.bounds[place]
+            yield layer, int(small[at]), batch.scores[place, :, 0], batch.bounds[place]
+
+
+def _shared(
+    values: npt.NDArray[Any], labels: Labels, trained: npt.NDArray[np.bool_], penalty: float, bound: float
+) -> Iterator[tuple[range, Batch]]:
+    """Probes of every layer, a chunk of layers at a time, on training sets that have most rows in common."""
+    if not len(trained):
+        return
+    rows, layers, width = values.shape
+    together = max(1, CHUNK_VALUES // (rows * width))
+    for start in range(0, layers, together):
+        part = range(start, min(start + together, layers))
+        features = values[:, part.start : part.stop].transpose(1, 0, 2)
+        targets = np.broadcast_to(labels, (len(part), *labels.shape))
+        yield part, fit_shared(features, targets, trained.astype(np.float64), penalty, bound)
 
 
 def out_of_fold(

@@ -6,9 +6,9 @@ penalised. With the intercept minimised out the objective is penalty-strongly co
 Both are computed in float64 from the standardised features themselves, whatever precision found the weights. A probe
 whose bound is too large is refused, never reported.
 
-Probes that share a design (features and training rows) share its decomposition; `levelt.probes.descent` iterates in
-float32, and a few Newton steps whose gradients are exact finish. A design that does not get there is solved again with
-everything in float64 (``precision="float64"`` does that from the start).
+Probes that share features share their preconditioner, also where their training rows differ a little (folds);
+`levelt.probes.descent` iterates in float32, and a few Newton steps whose gradients are exact finish. A design that does
+not get there is solved again with everything in float64 (``precision="float64"`` does that from the start).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from levelt.probes.descent import Flat, Loss, Real, Space, Tall, descend, newton_step
+from levelt.probes.descent import Flat, Loss, Real, Tall, descend, newton_step
 
 Floats = npt.NDArray[np.float64]
 Precision = Literal["mixed", "float64"]
@@ -27,17 +27,24 @@ Precision = Literal["mixed", "float64"]
 ACCURACY = 1e-6
 """Certified relative distance from the optimal weights at which a probe is finished (finer than any use of it)."""
 
-DESCENT = 1e-5
+DESCENT = 1e-4
 """Gradient norm in whitened coordinates at which descent hands over to Newton steps, which then need one or two."""
 
-CLOSENESS = 1e-3
-"""Relative residual to which a Newton step is solved."""
+CLOSENESS, CLOSEST = 0.1, (1e-3, 0.1)
+"""A Newton step is solved to this share of what is left to gain, in a relative residual of no less and no more than
+these."""
 
 FLAT_WIDTH = 192
 """Features up to which designs are solved along their features, in batches, even if they have fewer rows."""
 
 STEPS = 400
 """Most descent iterations."""
+
+ALIKE = 0.4
+"""Largest relative difference of a feature's variance in a set of rows for which wide designs share their products."""
+
+ROUGH = 0.03
+"""What a Newton step with shared products is good for, and hence solved to."""
 
 ROUNDS = {np.float32: 6, np.float64: 40}
 """Most Newton steps by precision; a design that needs more in float32 is ill-conditioned and gets float64."""
@@ -130,12 +137,19 @@ def standardise(features: Floats, rows: Floats) -> tuple[Floats, Floats, Floats]
     middle = features.mean(axis=1)  # taken off first, so that squares cannot cancel
     values = features - middle[:, None]
     centre = rows @ values.T
-    spread = np.sqrt(np.maximum(rows @ (values**2).T - centre**2, 0))
-    constant = spread <= 1e-12 * np.maximum(1.0, np.abs(middle + centre))
+    spread, constant = _spreads(rows @ (values**2).T, centre, middle)
     scale = np.where(constant, 0.0, 1 / np.where(constant, 1.0, spread))
     design = values[None] - centre[:, :, None]
     design *= scale[:, :, None]
     return design, middle + centre, np.where(constant, 1.0, spread)
+
+
+def _spreads(squares: Floats, centre: Floats, middle: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Standard deviations from means of squares and means, and whether the feature is constant as far as the rounding
+    of both can tell; ``middle`` was taken off before."""
+    variance = squares - centre**2
+    spread = np.sqrt(np.maximum(variance, 0))
+    return spread, (variance <= 1e-13 * squares) | (spread <= 1e-12 * np.maximum(1.0, np.abs(middle + centre)))
 
 
 def fit_batch(
@@ -159,133 +173,291 @@ def fit_batch(
     Raises:
         ConvergenceError, ValueError: see `fit`.
     """
+    scaled = np.ones((len(designs), 1, 1))
+    return _fit(designs, targets, rows[:, None], scaled, penalty, bound, classes, precision)
+
+
+def fit_shared(
+    features: npt.ArrayLike,
+    targets: npt.NDArray[np.integer],
+    rows: Floats,
+    penalty: float,
+    bound: float = 1e-8,
+    *,
+    precision: Precision = "mixed",
+) -> Batch:
+    """Fit every problem on every one of several sets of training rows that are much alike, as those of folds are.
+
+    Features are standardised by each set's own rows, as if each had been a design of its own; but what all sets have in
+    common is computed once: the products of the features that precondition them.
+
+    Args:
+        features: of each design, [designs, n, d]; not standardised.
+        targets: classes 0 and 1, [designs, problems, n].
+        rows: row weights, [sets, n].
+        penalty, bound, precision: see `fit`.
+
+    Returns:
+        The sets' problems one set after the other, [designs, sets * problems]; weights and intercepts are those of
+        features standardised over all sets.
+
+    Raises:
+        ConvergenceError, ValueError: see `fit`.
+    """
+    values = np.array(features, dtype=np.float64)
+    middle = values.mean(axis=1, keepdims=True)  # taken off first, so that squares cannot cancel
+    if not np.isfinite(middle).all():
+        raise ValueError("features contain nan or infinity")
+    values -= middle
+    share = rows / rows.sum(axis=1, keepdims=True)
+    centres = share @ values
+    squares = share @ (values**2)
+    deviations, constant = _spreads(squares, centres, middle)
+    overall, useless = _spreads(squares.mean(axis=1, keepdims=True), centres.mean(axis=1, keepdims=True), middle)
+    values *= np.where(useless, 0.0, 1 / np.where(useless, 1.0, overall))
+    scales = np.where(constant | useless, 0.0, overall / np.where(constant, 1.0, deviations))
+    repeated = np.broadcast_to(rows, (len(values), *rows.shape))
+    return _fit(values.transpose(0, 2, 1), targets, repeated, scales, penalty, bound, 2, precision)
+
+
+def _fit(
+    designs: Floats,
+    targets: npt.NDArray[np.integer],
+    rows: Floats,
+    scales: Floats,
+    penalty: float,
+    bound: float,
+    classes: int,
+    precision: Precision,
+) -> Batch:
+    """``rows`` are [designs, sets, n], and ``scales`` turn ``designs`` into the features of each set."""
     used = rows > 0
-    missing = [label for label in range(classes) if not ((targets == label) & used[:, None]).any(axis=2).all()]
+    at = np.stack([targets == label for label in range(classes)]).astype(np.float32)  # classes, designs, problems, n
+    found_in = at @ used.astype(np.float32).transpose(0, 2, 1)
+    missing = [label for label in range(classes) if not found_in[label].all()]
     if missing:
         wanted = "both 0 and 1" if classes == 2 else f"all of 0 to {classes - 1}"
         raise ValueError(f"labels must contain {wanted} among the training rows; {missing} missing")
+    count, problems, length = targets.shape
+    sets = rows.shape[1]
+    repeated = np.broadcast_to(targets[:, None], (count, sets, problems, length)).reshape(count, -1, length)
+    relative = rows * (used.sum(axis=2) / rows.sum(axis=2))[:, :, None]  # 1 where all count the same
+    if sets > 1:
+        relative = np.repeat(relative, problems, axis=1)
+        scales = np.repeat(scales, problems, axis=1)
     if classes == 2:
-        loss = Loss(2.0 * targets - 1.0, 1)
+        loss = Loss(2.0 * repeated - 1.0, 1, relative)
     else:
-        hot = (targets[:, :, None, :] == np.arange(classes)[:, None]).astype(np.float64)
-        loss = Loss(hot.reshape(len(designs), -1, hot.shape[-1]), classes)
-    relative = rows * (used.sum(axis=1) / rows.sum(axis=1))[:, None]  # 1 where all count the same
-    loss = Loss(loss.targets, loss.outputs, relative[:, None, :])
-    found = _solve(designs, loss, penalty, np.float32 if precision == "mixed" else np.float64)
-    norms = (found.weights**2).sum(axis=(2, 3))
-    near = np.minimum(bound, (10 * ACCURACY) ** 2 * penalty / 2 * norms + 1e-28 / penalty)
-    late = ~(found.bounds <= near).all(axis=1)
+        hot = (repeated[:, :, None, :] == np.arange(classes)[:, None]).astype(np.float64)
+        loss = Loss(hot.reshape(count, -1, length), classes, relative)
+    if classes > 2 and sets > 1:
+        scales = np.repeat(scales, classes, axis=1)
+    found, near = _solve(designs, loss, scales, penalty, np.float32 if precision == "mixed" else np.float64)
+    late = np.asarray(~(found.bounds <= np.minimum(bound, near)).all(axis=1))
     if late.any() and precision == "mixed":
-        again = _solve(designs[late], loss.part(late), penalty, np.float64)
+        again, _ = _solve(designs[late], loss.part(late), scales[late], penalty, np.float64)
         for name in ("weights", "intercepts", "scores", "bounds"):
             getattr(found, name)[late] = getattr(again, name)
     worst = float(found.bounds.max())
     if not worst <= bound:
         raise ConvergenceError(
             f"probe not converged: certified {worst:.1e} nats from the optimum, {bound:.0e} allowed "
-            f"(n={int((rows > 0).sum(axis=1).max())}, d={designs.shape[1]}, penalty={penalty:g}); "
+            f"(n={int(used.sum(axis=2).max())}, d={designs.shape[1]}, penalty={penalty:g}); "
             "raise probes.penalty or probes.bound"
         )
     return found
 
 
 class System(Protocol):
-    """A whitened system, and the parameters that float64 keeps: weights, or combinations of rows."""
+    """The problems of a batch in one space, and the parameters that float64 keeps: weights, or combinations of rows.
 
-    space: Space
+    Weights are those of the features in the scale of each problem.
+    """
 
-    def lift(self, step: Real) -> tuple[Floats, Floats]:
-        """A vector of the space as (parameters [designs, problems * outputs, .], intercepts in scores [.., 1])."""
+    def descend(self, tolerance: float, limit: int) -> tuple[Floats, Floats]:
+        """From zero to (parameters [designs, problems * outputs, .], intercepts in scores [.., 1])."""
+
+    def step(
+        self, said: Floats, slopes: Floats, parameters: Floats, full: Floats, accuracy: Floats
+    ) -> tuple[Floats, Floats]:
+        """The Newton step from parameters with these predictions and slopes, and this gradient in the weights, to a
+        relative accuracy [designs, problems]."""
 
     def weights(self, parameters: Floats) -> Floats:
-        """Weights on the standardised features for log-odds, [designs, problems * outputs, d]."""
+        """Weights for log-odds, [designs, problems * outputs, d]."""
 
-    def gradient(self, slopes: Floats, parameters: Floats) -> tuple[Floats, Real]:
-        """The gradient of the whole objective in the weights, and in the space."""
+    def gradient(self, slopes: Floats, parameters: Floats) -> Floats:
+        """The gradient of the whole objective in the weights."""
 
 
 class TallSystem:
-    """More rows than features: whitened coordinates along the features, and one more for the intercept."""
+    """More rows than features: the parameters are the weights."""
 
-    def __init__(self, designs: Floats, loss: Loss, rows: Floats, penalty: float) -> None:
+    def __init__(self, designs: Floats, loss: Loss, low: Loss, scales: Floats, penalty: float) -> None:
+        assert loss.rows is not None
         count, width, length = designs.shape
-        kind = loss.targets.dtype
-        used = rows > 0
-        self.designs, self.penalty, self.unit = designs, penalty, loss.unit
-        self.root = (used.sum(axis=2) ** -0.5)[:, :, None]  # 1 / sqrt(n)
-        low = designs.astype(kind)
-        if not used.all():
-            low *= used  # rows that are not fitted become 0 and drop out of every sum
-        scale = self.root / self.unit
-        gram = (low if loss.rows is None else low * loss.rows) @ low.transpose(0, 2, 1)
-        gram *= scale**2
-        gram[:, np.arange(width), np.arange(width)] += penalty
-        self.inverse = np.linalg.inv(np.linalg.cholesky(gram))
-        design = np.empty((count, width + 1, length), dtype=kind)
-        np.matmul(self.inverse * scale.astype(kind), low, out=design[:, :width])
-        design[:, width:] = used * self.root
-        self.space: Space = Tall(design)
+        kind = low.targets.dtype
+        counts = loss.rows.sum(axis=2)
+        self.designs, self.penalty, self.unit, self.low = designs, penalty, loss.unit, low
+        self.scales = scales
+        self.counts = loss.each(counts)
+        across = np.ones((count, length, width + 1), dtype=kind)
+        np.multiply(designs.transpose(0, 2, 1), 1 / self.unit, out=across[:, :, :width], casting="same_kind")
+        design = np.ascontiguousarray(across.transpose(0, 2, 1))
+        low_rows = loss.rows.mean(axis=1)[:, None].astype(kind)
+        features = design[:, :width]
+        alike = bool((low_rows == low_rows[0, 0, 0]).all())
+        gram = (features if alike else features * low_rows) @ features.transpose(0, 2, 1)
+        if alike:
+            gram *= low_rows[0, 0, 0]
+        number = counts.mean(axis=1)
+        gram[:, np.arange(width), np.arange(width)] += (number * penalty)[:, None]
+        inverse = np.zeros((count, width + 1, width + 1), dtype=kind)
+        inverse[:, :width, :width] = np.stack([_inverse(part) for part in gram])
+        inverse[:, width, width] = 1 / number
+        factors = np.ones((*np.broadcast_shapes(scales.shape[:2], self.counts.shape[:2]), width + 1), dtype=kind)
+        factors[:, :, :-1] = scales
+        penalties = np.empty_like(factors)
+        penalties[:, :, :-1] = penalty * self.counts
+        penalties[:, :, -1] = 0
+        self.space = Tall(design, across, factors, penalties, inverse)
 
-    def lift(self, step: Real) -> tuple[Floats, Floats]:
-        parameters = (step[:, :, :-1] @ self.inverse) * self.root
-        return parameters, self.root * step[:, :, -1:]
+    def descend(self, tolerance: float, limit: int) -> tuple[Floats, Floats]:
+        return self._lift(descend(self.space, self.low, tolerance, limit))
+
+    def step(
+        self, said: Floats, slopes: Floats, parameters: Floats, full: Floats, accuracy: Floats
+    ) -> tuple[Floats, Floats]:
+        kind = self.space.design.dtype
+        gradient = np.empty((*full.shape[:2], full.shape[2] + 1), dtype=kind)
+        gradient[:, :, :-1] = full * self.counts
+        gradient[:, :, -1] = slopes.sum(axis=2)
+        direction = gradient @ self.space.inverse
+        pulled = gradient, direction, (direction * self.space.scales) @ self.space.design
+        return self._lift(newton_step(self.space, self.low, said.astype(kind), pulled, accuracy, 60))
 
     def weights(self, parameters: Floats) -> Floats:
         return parameters
 
-    def gradient(self, slopes: Floats, parameters: Floats) -> tuple[Floats, Real]:
+    def gradient(self, slopes: Floats, parameters: Floats) -> Floats:
         full = slopes @ self.designs.transpose(0, 2, 1)
-        full *= self.root**2 / self.unit
+        full *= self.scales / (self.counts * self.unit)
         full += self.penalty * parameters
-        whitened = np.empty((*full.shape[:2], full.shape[2] + 1), dtype=self.inverse.dtype)
-        scaled = (full / self.root).astype(self.inverse.dtype)
-        np.matmul(scaled, self.inverse.transpose(0, 2, 1), out=whitened[:, :, :-1])
-        whitened[:, :, -1:] = self.root * slopes.sum(axis=2, keepdims=True)
-        return full, whitened
+        return full
+
+    def _lift(self, step: Real) -> tuple[Floats, Floats]:
+        found = step.astype(np.float64)
+        return found[:, :, :-1], found[:, :, -1:]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The problems of one set of training rows in a flat system."""
+
+    problems: slice
+    chosen: npt.NDArray[np.intp]
+    inverse: Real
+    space: Flat
+    low: Loss
+    share: Floats
 
 
 class FlatSystem:
-    """More features than rows: everything is a combination of the training rows.
+    """More features than rows: the parameters are combinations of the training rows.
 
     With Y = R^1/2 X for row weights R, (X'RX + penalty)^-1 X' = X' R^1/2 (YY' + penalty)^-1 R^-1/2: one n x n inverse
-    replaces the d x d one, exactly.
+    replaces the d x d one, exactly. Sets that scale the features nearly alike share YY', whose error later Newton steps
+    take off; the others compute their own.
     """
 
-    def __init__(self, designs: Floats, loss: Loss, rows: Floats, penalty: float) -> None:
-        kind = loss.targets.dtype
-        self.designs, self.penalty, self.unit, self.share = designs, penalty, loss.unit, rows / rows.sum()
-        length = designs.shape[2]
-        self.factor = 1 / (length * self.unit)
-        root = np.sqrt(rows)
-        low = designs.astype(kind)
-        if loss.rows is not None:
-            low *= root.astype(kind)
-        gram = np.stack([part.T @ part for part in low])
+    def __init__(self, designs: Floats, loss: Loss, low: Loss, scales: Floats, penalty: float) -> None:
+        assert loss.rows is not None and len(designs) == 1
+        kind = low.targets.dtype
+        self.design, self.penalty, self.unit, self.scales = designs[0], penalty, loss.unit, scales
+        self.counts = loss.each(loss.rows.sum(axis=2))
+        rows = loss.rows[0]
+        starts = [at for at in range(len(rows)) if at == 0 or (rows[at] != rows[at - 1]).any()]
+        features = self.design.astype(kind)
+        near = kind == np.float32 and np.abs(np.square(scales) - 1).max() <= ALIKE
+        products = features.T @ features if near and len(starts) > 1 else None
+        self.rough = ROUGH if products is not None else 0.0
+        self.parts = [
+            self._part(features, products, loss, low, start, stop)
+            for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)
+        ]
+
+    def _part(self, features: Real, products: Real | None, loss: Loss, low: Loss, start: int, stop: int) -> Part:
+        assert loss.rows is not None
+        weights = loss.rows[0, start]
+        chosen = np.flatnonzero(weights > 0)
+        length, outputs = len(chosen), loss.outputs
+        problems = slice(start * outputs, stop * outputs) if loss.rows.shape[1] > 1 else slice(None)
+        root = None if (weights[chosen] == 1).all() else np.sqrt(weights[chosen])[None].astype(features.dtype)
+        if products is None:
+            mine = features if length == features.shape[1] else features[:, chosen]
+            scale = self.scales[0, problems][0].astype(features.dtype)[:, None]
+            mine = mine if (scale == 1).all() else mine * scale
+            gram = mine.T @ mine
+        else:
+            gram = products[np.ix_(chosen, chosen)]
+        share = weights[chosen] / weights.sum()
+        if len(loss.rows[0]) > 1:  # features have mean 0 over all sets, and shall have it over this one
+            low_share = share.astype(gram.dtype)
+            gram -= low_share @ gram
+            gram -= (gram @ low_share)[:, None]
+        if root is not None:
+            gram *= root * root.T
         gram *= 1 / (length * self.unit**2)
         diagonal = np.arange(length)
-        gram[:, diagonal, diagonal] += penalty
-        inverse = np.stack([_inverse(part) for part in gram])
-        kernel = -penalty * inverse
-        kernel[:, diagonal, diagonal] += 1
-        if loss.rows is not None:
-            kernel /= (root * root.transpose(0, 2, 1)).astype(kind)
-            inverse *= (root.transpose(0, 2, 1) / root).astype(kind)
+        gram[diagonal, diagonal] += self.penalty
+        inverse = _inverse(gram)
+        kernel = -self.penalty * inverse
+        kernel[diagonal, diagonal] += 1
+        if root is not None:
+            kernel /= root * root.T
+            inverse *= root.T / root
         kernel += 1 / length  # the intercept
-        self.inverse = inverse
-        self.space: Space = Flat(kernel)
+        targets = low.targets[:, problems][:, :, chosen]
+        few = None if root is None else (root**2)[None]
+        return Part(problems, chosen, inverse, Flat(kernel[None]), Loss(targets, outputs, few), share)
 
-    def lift(self, step: Real) -> tuple[Floats, Floats]:
-        parameters = (step @ self.inverse.transpose(0, 2, 1)).astype(np.float64)
-        parameters *= self.factor
-        parameters -= self.share * parameters.sum(axis=2, keepdims=True)  # no weight changes: weighted rows sum to 0
-        return parameters, self.factor * self.unit * step.sum(axis=2, keepdims=True, dtype=np.float64)
+    def descend(self, tolerance: float, limit: int) -> tuple[Floats, Floats]:
+        tolerance = max(tolerance, tolerance / DESCENT * self.rough**2)
+        return self._lift([descend(part.space, part.low, tolerance, limit) for part in self.parts])
+
+    def step(
+        self, said: Floats, slopes: Floats, parameters: Floats, full: Floats, accuracy: Floats
+    ) -> tuple[Floats, Floats]:
+        kind = self.parts[0].inverse.dtype
+        combined = (slopes + self.penalty * self.unit * self.counts * parameters).astype(kind)
+        steps, accuracy = [], np.maximum(accuracy, self.rough)
+        for part in self.parts:
+            gradient = combined[:, part.problems][:, :, part.chosen]
+            pulled = gradient, gradient, gradient @ part.space.kernel
+            there = said[:, part.problems][:, :, part.chosen].astype(kind)
+            steps.append(newton_step(part.space, part.low, there, pulled, accuracy[:, part.problems], 60))
+        return self._lift(steps)
 
     def weights(self, parameters: Floats) -> Floats:
-        return parameters @ self.designs.transpose(0, 2, 1)
+        found: Floats = parameters @ self.design.T
+        found *= self.scales
+        return found
 
-    def gradient(self, slopes: Floats, parameters: Floats) -> tuple[Floats, Real]:
-        combined = slopes * self.factor + self.penalty * parameters
-        return combined @ self.designs.transpose(0, 2, 1), (combined / self.factor).astype(self.inverse.dtype)
+    def gradient(self, slopes: Floats, parameters: Floats) -> Floats:
+        return self.weights(slopes / (self.counts * self.unit) + self.penalty * parameters)
+
+    def _lift(self, steps: list[Real]) -> tuple[Floats, Floats]:
+        outputs = self.counts.shape[1] if len(self.parts) > 1 else steps[0].shape[1]
+        parameters, intercepts = np.zeros((1, outputs, self.design.shape[1])), np.empty((1, outputs, 1))
+        for part, step in zip(self.parts, steps, strict=True):
+            found = (step @ part.inverse.T).astype(np.float64)
+            factor = 1 / (len(part.chosen) * self.unit)
+            found *= factor
+            found -= part.share * found.sum(axis=2, keepdims=True)  # no weight changes: weighted rows sum to 0
+            parameters[:, part.problems, part.chosen] = found
+            total = step.sum(axis=2, keepdims=True, dtype=np.float64)
+            intercepts[:, part.problems] = factor * self.unit * total
+        return parameters, intercepts
 
 
 def _inverse(matrix: Real) -> Real:
@@ -302,60 +474,57 @@ def _inverse(matrix: Real) -> Real:
     return whole
 
 
-def _solve(designs: Floats, loss: Loss, penalty: float, kind: npt.DTypeLike) -> Batch:
+def _solve(designs: Floats, loss: Loss, scales: Floats, penalty: float, kind: npt.DTypeLike) -> tuple[Batch, Floats]:
     assert loss.rows is not None
-    used = loss.rows[:, 0] > 0
-    if designs.shape[1] <= max(FLAT_WIDTH, used.sum(axis=1).max()):
-        return _solve_system(TallSystem, designs, loss, penalty, kind)
-    parts = []
-    for at, chosen in enumerate(used):  # designs this wide are big enough alone; rows not fitted would be singular
-        one = designs[at : at + 1] if chosen.all() else np.ascontiguousarray(designs[at : at + 1][:, :, chosen])
-        of = Loss(loss.targets[at : at + 1][:, :, chosen], loss.outputs, loss.rows[at : at + 1][:, :, chosen])
-        found = _solve_system(FlatSystem, one, of, penalty, kind)
-        scores = np.empty((*found.scores.shape[:3], len(chosen)))
-        scores[..., chosen] = found.scores
-        rest = found.weights[0].reshape(-1, designs.shape[1]) @ designs[at][:, ~chosen]
-        scores[..., ~chosen] = rest.reshape(*found.scores.shape[:3], -1) + found.intercepts[..., None]
-        parts.append(Batch(found.weights, found.intercepts, scores, found.bounds))
-    return Batch(
-        np.concatenate([part.weights for part in parts]),
-        np.concatenate([part.intercepts for part in parts]),
-        np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.bounds for part in parts]),
-    )
+    if designs.shape[1] <= max(FLAT_WIDTH, (loss.rows > 0).sum(axis=2).max()):
+        return _solve_system(TallSystem, designs, loss, scales, penalty, kind)
+    found = [  # designs this wide are big enough alone
+        _solve_system(FlatSystem, designs[part], loss.part(part), scales[part], penalty, kind)
+        for part in (slice(at, at + 1) for at in range(len(designs)))
+    ]
+    if len(found) == 1:
+        return found[0]
+    fields = ("weights", "intercepts", "scores", "bounds")
+    batch = Batch(*(np.concatenate([getattr(part, name) for part, _ in found]) for name in fields))
+    return batch, np.concatenate([near for _, near in found])
 
 
 def _solve_system(
     kind_of_system: type[TallSystem] | type[FlatSystem],
     designs: Floats,
     loss: Loss,
+    scales: Floats,
     penalty: float,
     kind: npt.DTypeLike,
-) -> Batch:
-    """Descent, then Newton steps with exact gradients; a step that made a gradient longer is halved."""
+) -> tuple[Batch, Floats]:
+    """Descent, then Newton steps with exact gradients; a step that made a gradient longer is halved.
+
+    Returns:
+        The probes, and the bounds below which each counts as finished.
+    """
     assert loss.rows is not None
-    counts = (loss.rows > 0).sum(axis=2)
-    even = np.allclose(loss.rows[loss.rows > 0], 1, rtol=0, atol=1e-12)
+    even = bool((loss.rows == 1).all())
     low = Loss(loss.targets.astype(kind), loss.outputs, None if even else loss.rows.astype(kind))
-    system: System = kind_of_system(designs, low, loss.rows, penalty)
-    parameters, intercepts = system.lift(descend(system.space, low, DESCENT * float(counts.max()) ** 0.5, STEPS))
+    system: System = kind_of_system(designs, loss, low, scales, penalty)
+    most = float((loss.rows > 0).sum(axis=2).max())
+    parameters, intercepts = system.descend(DESCENT * most**0.5, STEPS)
     anchor, moves = (parameters, intercepts), (parameters, intercepts)
     reached, factor = np.array(np.inf), np.array(1.0)
     rounds = ROUNDS[np.dtype(kind).type]
     for number in range(rounds + 1):
         weights = system.weights(parameters)
-        scores = weights @ designs
+        scores = (weights * scales) @ designs
         scores /= loss.unit
         scores += intercepts
         said, shift = settle(loss, scores)
         intercepts = intercepts + shift
         slopes = loss.slopes(said)
-        full, whitened = system.gradient(slopes, parameters)
-        size = loss.dot(full, full)
-        if number == rounds or (size <= (ACCURACY * penalty) ** 2 * loss.dot(weights, weights) + 1e-28).all():
+        full = system.gradient(slopes, parameters)
+        size, norm = loss.dot(full, full), loss.dot(weights, weights)
+        if number == rounds or (size <= (ACCURACY * penalty) ** 2 * norm + 1e-28).all():
             break
-        step = newton_step(system.space, low, said.astype(kind), whitened, CLOSENESS, 60)
-        fresh = system.lift(step)
+        goal = CLOSENESS * ACCURACY * penalty * np.sqrt(norm / np.maximum(size, 1e-300))
+        fresh = system.step(said, slopes, parameters, full, np.clip(goal, *CLOSEST))
         worse = ~(size <= reached)
         factor = np.where(worse, factor / 2, 1.0)
         reached = np.where(worse, reached, size)
@@ -367,12 +536,13 @@ def _solve_system(
             anchor, moves = (parameters, intercepts), fresh
         length = loss.each(factor)
         parameters, intercepts = anchor[0] + length * moves[0], anchor[1] + length * moves[1]
-    return Batch(
-        loss.split(weights),
+    found = Batch(
+        loss.split(weights * scales),
         loss.split(loss.unit * intercepts)[..., 0],
         loss.split(loss.unit * scores),
         size / (2 * penalty),
     )
+    return found, (10 * ACCURACY) ** 2 * penalty / 2 * norm + 1e-28 / penalty
 
 
 def settle(loss: Loss, scores: Floats) -> tuple[Floats, Floats]:
@@ -390,11 +560,11 @@ def settle(loss: Loss, scores: Floats) -> tuple[Floats, Floats]:
         if np.abs(slope).max() < 1e-14:
             break
         if loss.outputs == 1:
-            curvature = 1 - loss.split((said * said) @ loss.rows.transpose(0, 2, 1)) / counts
+            curvature = 1 - loss.split((loss.weigh(said * said)).sum(axis=2, keepdims=True)) / counts
             move = slope / np.maximum(curvature, 1e-300)
         else:
             split = loss.split(said)
-            weighted = split * loss.rows[:, None]
+            weighted = split * loss.rows[:, :, None]
             curvature = weighted.sum(axis=3)[..., None] * np.eye(loss.outputs) - weighted @ split.transpose(0, 1, 3, 2)
             move = np.linalg.solve(2 * curvature / counts + 1, slope)  # + 1: all scores of a row may move together
         shift = -np.clip(move, -2, 2).reshape(moved.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +36,9 @@ _STRINGS = (
 )
 COLUMNS = (*_STRINGS[:7], "input_ids", "groups", "straddling", *_STRINGS[7:], "options", "option_ids")
 """Columns of a prompts table."""
+
+OTHER_INSTRUCTION = "other_instruction"
+"""The variation that asks about the text's other property: its answer is ``unasked``, not the label."""
 
 _BATCH = 1024  # prompts per tokenizer call: bounds the memory that offsets take
 
@@ -271,7 +274,7 @@ def render_task(
                 where=draft.where,
             )
             options = (task.options[0], task.options[1])
-            label = draft.sample.label
+            right = draft.sample.unasked if draft.condition == OTHER_INSTRUCTION else draft.sample.label
             made.append(
                 Prompt(
                     prompt_id=f"{draft.condition}:{draft.sample.sample_id}",
@@ -283,8 +286,8 @@ def render_task(
                     text=draft.rendered.text,
                     input_ids=tuple(ids),
                     groups=groups,
-                    label=label,
-                    answer=options[options.index(label) ^ 1] if draft.negated else label,
+                    label=draft.sample.label,
+                    answer=options[options.index(str(right)) ^ int(draft.negated)],
                     unasked=draft.sample.unasked,
                     options=options,
                     option_ids=tokens.option_ids(draft, ids, offsets, template, list(options)),
@@ -294,7 +297,7 @@ def render_task(
 
 
 def _samples(table: pd.DataFrame) -> list[Sample]:
-    columns = ["sample_id", "pair_id", "text", "label", "question", "negated_question", "unasked"]
+    columns = [field.name for field in fields(Sample)]
     absent = [column for column in columns if column not in table.columns]
     if absent:
         raise InputError(f"the samples table lacks the column(s) {absent}")
@@ -330,7 +333,12 @@ def _drafts(
                 messages = conversation(template, variation, prompts.unrelated_question or "", row.text)
             else:
                 negate = row.pair_id in negated
-                question = row.negated_question if negate else row.question
+                questions: tuple[str | None, str | None] = row.question, row.negated_question
+                if variation == OTHER_INSTRUCTION:
+                    questions = row.unasked_question, row.unasked_negated_question
+                    if row.unasked not in task.options or row.unasked_question is None:
+                        raise InputError(f"{where}: the text has no other property that could be asked about")
+                question = questions[negate]
                 if question is None:
                     raise InputError(f"{where}: no negated question, but prompts.polarity is mixed")
                 messages = conversation(template, variation, question, row.text)

@@ -19,7 +19,8 @@ import pandas as pd
 from levelt.config import FileSource, Task, WorldSource
 from levelt.files import InputError, sha256
 
-COLUMNS = ("sample_id", "pair_id", "text", "label", "question", "negated_question", "unasked", "line")
+_ASKED = ("sample_id", "pair_id", "text", "label", "question", "negated_question")
+COLUMNS = (*_ASKED, "unasked", "unasked_question", "unasked_negated_question", "line")
 """Columns of a samples table; all strings but ``line``, the 1-based line of the source where the row begins."""
 
 _SHOWN = 5  # bad rows named in an error; the report lists them all
@@ -313,6 +314,8 @@ def _sample(row: _Row, task: Task, source: FileSource) -> dict[str, Any]:
         "question": question,
         "negated_question": task.negated_question,
         "unasked": None,
+        "unasked_question": None,
+        "unasked_negated_question": None,
         "line": row.line,
     }
 

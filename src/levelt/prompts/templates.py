@@ -31,6 +31,8 @@ class Sample:
     question: str
     negated_question: str | None = None
     unasked: str | None = None
+    unasked_question: str | None = None
+    unasked_negated_question: str | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from levelt.studies.estimates import Resampling
 from levelt.studies.evidence import Evidence
 from levelt.studies.layers import best_layers_table, depth_table
 from levelt.studies.quantities import information_table, layer_estimates, layer_means, outcome_estimates
-from levelt.studies.scope import MODEL_COLUMNS, with_models
+from levelt.studies.scope import with_models
 from levelt.studies.training import scale_table, stage_layers_table, stages_table
 
 
@@ -67,11 +67,3 @@ def probes_table(probes: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
     table = with_models(probes, models, extra=["layers"])
     table.insert(list(table.columns).index("layer") + 1, "depth", table["layer"] / table["layers"])
     return table.drop(columns="layers")
-
-
-def information(probes: pd.DataFrame) -> pd.DataFrame:
-    """One number per model, task, condition, role and target: mean balanced accuracy over layers 1..L."""
-    keys = [*MODEL_COLUMNS, "task", "condition", "role", "target"]
-    inner = probes[probes["layer"] > 0]
-    grouped = inner.groupby(keys, sort=False, observed=True, dropna=False)
-    return grouped["balanced_accuracy"].mean().reset_index(name="information")

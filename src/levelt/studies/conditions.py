@@ -1,5 +1,5 @@
-"""Conditions compared on the same samples: attention blocked, an unrelated instruction, the positive control, and the
-spread over prompt variations."""
+"""Conditions compared on the same samples: attention blocked, an unrelated instruction, the other property asked, the
+positive control, and the spread over prompt variations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from levelt.studies.estimates import Estimates, Resampling, pairs_of, stack
-from levelt.studies.scope import INTERVENED, MODEL_COLUMNS, PUBLISHED_VARIATIONS, UNRELATED, interventions_among
+from levelt.studies.scope import (
+    INTERVENED,
+    MODEL_COLUMNS,
+    OTHER_ASKED,
+    PUBLISHED_VARIATIONS,
+    UNRELATED,
+    interventions_among,
+)
 from levelt.vocabulary import UNTRAINED
 
 Floats = npt.NDArray[np.float64]
@@ -76,7 +83,8 @@ def codebook_table(
     Every condition has its value with an interval, and its change against instruction_first; the latter has none.
     """
     both = stack([outcomes, information])
-    both = both.where(both.rows["task"].isin(control_tasks).to_numpy())
+    others = both.rows["condition"].isin(list(OTHER_ASKED.values()))  # another question, so another right answer
+    both = both.where((both.rows["task"].isin(control_tasks) & ~others).to_numpy())
     both = stack([both, both.where((both.rows["stage"] != UNTRAINED).to_numpy()).mean(["family", "model"])])
     values = resampling.table(both)
     conditions = [name for name in dict.fromkeys(both.rows["condition"]) if name != INTERVENED]
@@ -90,30 +98,43 @@ def codebook_table(
 
 
 def selection_table(information: Estimates, resampling: Resampling, control_tasks: Sequence[str]) -> pd.DataFrame:
-    """Asked minus unasked property, in every condition: does the instruction select what is decodable at a role?"""
-    table = resampling.table(asked_minus_unasked(information).with_means(control_tasks), test=True)
+    """Information about a property when it is asked minus when the other property of the same texts is asked: does the
+    instruction select what is decodable at a role?"""
+    table = resampling.table(selection(information).with_means(control_tasks), test=True)
     return _named_selection(table)[[*MODEL_COLUMNS, *_SELECTION, "p"]]
 
 
 def selection_layers_table(layers: Estimates, resampling: Resampling, control_tasks: Sequence[str]) -> pd.DataFrame:
     """The same by layer, for each task and the mean over tasks; ``p_adjusted`` covers the layers of a row's cell."""
-    differences = asked_minus_unasked(layers)
-    table = _by_layer(differences, resampling, control_tasks).rename(columns={"change": "estimate"})
+    table = _by_layer(selection(layers), resampling, control_tasks).rename(columns={"change": "estimate"})
     return _named_selection(table)[[*MODEL_COLUMNS, *_SELECTION, "layer", "depth", "p", "p_adjusted"]]
 
 
-_SELECTION = ["task", "condition", "role", "n", "groups", "asked", "unasked", "estimate", "ci_low", "ci_high"]
+_SELECTION = ["task", "condition", "role", "target", "n", "groups", "asked", "other", "estimate", "ci_low", "ci_high"]
 
 
-def asked_minus_unasked(estimates: Estimates) -> Estimates:
-    """Information about the label minus that about the unasked property (as ``before``), where a task has both."""
-    on = [name for name in estimates.keys if name != "target"]
-    left, right = pairs_of(estimates.rows, on, "target", "label", "unasked")
-    return estimates.changes(left, right, estimates.rows.iloc[left])
+def selection(estimates: Estimates) -> Estimates:
+    """Information about a property when it is asked minus when the other one is (as ``before``), paired by sample.
+
+    The properties of a text differ in kind, so one is never compared with the other. ``condition`` is that of the
+    instruction_first prompts; ``target`` is the ``label`` (asked there), the ``unasked`` property (asked by
+    other_instruction), and ``all``, the mean of both, in which differences between properties and questions cancel.
+    """
+    parts = []
+    for condition, other in OTHER_ASKED.items():
+        for target, asked, unasked in (("label", condition, other), ("unasked", other, condition)):
+            of_target = estimates.where((estimates.rows["target"] == target).to_numpy())
+            on = [name for name in of_target.keys if name != "condition"]
+            left, right = pairs_of(of_target.rows, on, "condition", asked, unasked)
+            parts.append(of_target.changes(left, right, of_target.rows.iloc[left].assign(condition=condition)))
+    found = stack(parts)
+    cell = [name for name in found.keys if name != "target"]
+    both = found.rows.groupby(cell, dropna=False, observed=True)["target"].transform("nunique").to_numpy() == 2
+    return stack([found, found.where(both).mean(["target"])])
 
 
 def _named_selection(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(asked=table["before"] + table["estimate"], unasked=table["before"])
+    return table.assign(asked=table["before"] + table["estimate"], other=table["before"])
 
 
 def _by_layer(changes: Estimates, resampling: Resampling, control_tasks: Sequence[str]) -> pd.DataFrame:

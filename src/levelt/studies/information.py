@@ -27,6 +27,7 @@ from levelt.probes.scores import auc, rates
 from levelt.probes.selection import out_of_fold_chosen
 from levelt.randomness import generator
 from levelt.statistics.resampling import balanced_accuracy_interval, cluster_draws
+from levelt.studies.scope import INTERVENED, OTHER, OTHER_ASKED
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +37,11 @@ Floats = npt.NDArray[np.float64]
 VARIATIONS: tuple[str, ...] = typing.get_args(Variation)
 
 
-INTERVENED = "instruction_first"
-"""The variation whose prompts the interventions are applied to."""
-
-
 def variation_of(condition: str) -> str:
     """The prompt variation of a condition: itself, or the one whose prompts an intervention changes."""
-    return condition if condition in VARIATIONS else INTERVENED
+    if condition in VARIATIONS:
+        return condition
+    return OTHER if condition in OTHER_ASKED.values() else INTERVENED
 
 
 def without_interventions(table: pd.DataFrame) -> pd.DataFrame:

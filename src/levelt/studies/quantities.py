@@ -15,9 +15,9 @@ from scipy.sparse import csr_array
 
 from levelt.studies.estimates import COUNTS, Builder, Estimates, Resampling, stack
 from levelt.studies.evidence import OUTCOMES, Evidence
-from levelt.studies.scope import INTERVENTIONS, MODEL_COLUMNS, PUBLISHED_VARIATIONS, UNRELATED
+from levelt.studies.scope import INTERVENTIONS, MODEL_COLUMNS, OTHER_ASKED, PUBLISHED_VARIATIONS, UNRELATED
 
-COMPARED = (*PUBLISHED_VARIATIONS, *INTERVENTIONS, UNRELATED)
+COMPARED = (*PUBLISHED_VARIATIONS, *INTERVENTIONS, UNRELATED, *OTHER_ASKED.values())
 """The conditions that are compared; others are controls of the probes, and stay in the table of probes."""
 
 KEYS = ["condition", "quantity", "role", "target"]

@@ -11,11 +11,20 @@ import pandas as pd
 
 from levelt.studies.latex import decimal, escape, interval, tabular
 from levelt.studies.published import VALUES
+from levelt.studies.recall.report import recall_numbers
 from levelt.studies.scope import PUBLISHED_ROLES, PUBLISHED_VARIATIONS
+from levelt.studies.vectors.report import vector_numbers
 from levelt.vocabulary import ALL, UNTRAINED, latest_stage
 
-_UNITS = {"pp": " points", "tau": "", "percent": r"\,\%"}
-_DIGITS = {"pp": 1, "tau": 2, "percent": 0}
+_UNITS = {
+    "pp": " points",
+    "tau": "",
+    "percent": r"\,\%",
+    "logits": " logits",
+    "layers": " layers",
+    "log10": " powers of ten",
+}
+_DIGITS = {"pp": 1, "tau": 2, "percent": 0, "logits": 3, "layers": 1, "log10": 1}
 
 
 def numbers(
@@ -78,9 +87,13 @@ def numbers(
     if "audit" in tables:
         values["table.audit"] = _audit_table(tables["audit"])
         values["audit.model"] = _code(tables["audit"]["model"].iloc[-1])
-    values |= _claims(claims)
+    if "recall" in tables:
+        values |= recall_numbers(tables)
+    if "vectors_stages" in tables:
+        values |= vector_numbers(tables)
+    values |= claim_numbers(claims)
     values |= _behaviour_numbers(tables["behaviour"], stage)
-    values |= _selection_numbers(tables["selection"], stage)
+    values |= _selection_numbers(tables["selection"], tables["selection_layers"], stage)
     values |= _leak_numbers(tables["probes"], stage)
     return values
 
@@ -120,11 +133,31 @@ def _or_nan(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _claims(claims: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """``claim.<name>`` is a claim's sentence, ``table.claims`` shows all, ``verdicts.<verdict>`` counts them."""
-    values = {
-        f"claim.{claim['id'].partition('.')[2]}": sentence(claim) for claim in claims if claim["estimate"] is not None
-    }
+def claim_numbers(claims: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """``claim.<id>`` is a claim's sentence, ``table.claims`` shows all, ``verdicts.<verdict>`` counts them.
+
+    Sentences of the first paper go without its name: ``claim.block.behaviour``, but ``claim.vectors.x``. Its table is
+    ``table.claims``; every other paper has its own, ``table.<paper>.claims``. Counts are over all papers, and with a
+    paper's name (``verdicts.vectors.supported``) over its claims.
+    """
+    tested = [claim for claim in claims if claim["estimate"] is not None]
+    values = {f"claim.{claim['id'].removeprefix('asymmetry.')}": sentence(claim) for claim in tested}
+    values |= _verdicts("verdicts", tested)
+    for paper in dict.fromkeys(claim["paper"] for claim in claims):
+        values["table.claims" if paper == "asymmetry" else f"table.{paper}.claims"] = _claims_table(
+            [claim for claim in claims if claim["paper"] == paper]
+        )
+        values |= _verdicts(f"verdicts.{paper}", [claim for claim in tested if claim["paper"] == paper])
+    return values
+
+
+def _verdicts(key: str, tested: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    verdicts = ("supported", "contradicted", "undecided")
+    counts = {verdict: sum(claim["verdict"] == verdict for claim in tested) for verdict in verdicts}
+    return {f"{key}.{name}": str(count) for name, count in (counts | {"tested": len(tested)}).items()}
+
+
+def _claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             escape(claim["short"]),
@@ -135,12 +168,7 @@ def _claims(claims: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         ]
         for claim in claims
     ]
-    values["table.claims"] = tabular(["quantity", "here", "published", "claim holds if", "verdict"], rows, "llrll")
-    for verdict in ("supported", "contradicted", "undecided"):
-        tested = [claim for claim in claims if claim["estimate"] is not None]
-        values[f"verdicts.{verdict}"] = str(sum(claim["verdict"] == verdict for claim in tested))
-    values["verdicts.tested"] = str(sum(claim["estimate"] is not None for claim in claims))
-    return values
+    return tabular(["quantity", "here", "published", "claim holds if", "verdict"], rows, "llrll")
 
 
 # --- numbers in the text --------------------------------------------------------------------------------------------
@@ -159,13 +187,20 @@ def _behaviour_numbers(behaviour: pd.DataFrame, stage: str) -> dict[str, str]:
     return out
 
 
-def _selection_numbers(selection: pd.DataFrame, stage: str) -> dict[str, str]:
-    """Asked and unasked property at each role of the latest stage, instruction first: ``asked.<role>``."""
+def _selection_numbers(selection: pd.DataFrame, layers: pd.DataFrame, stage: str) -> dict[str, str]:
+    """A property asked and not asked at each role of the latest stage, instruction first: ``asked.<role>``; and the
+    best layer at the decision of the checkpoint with the least and the most selection, and the most when blocked."""
     rows = selection[(selection["stage"] == stage) & (selection["condition"] == "instruction_first")]
-    rows = rows[(rows["model"] == ALL) & (rows["family"] == ALL) & (rows["task"] == ALL)]
+    rows = rows[(rows["model"] == ALL) & (rows["family"] == ALL) & (rows["task"] == ALL) & (rows["target"] == ALL)]
     out = {}
     for _, row in rows.iterrows():
-        out[f"asked.{row['role']}"], out[f"unasked.{row['role']}"] = decimal(row["asked"]), decimal(row["unasked"])
+        out[f"asked.{row['role']}"], out[f"other.{row['role']}"] = decimal(row["asked"]), decimal(row["other"])
+    cells = layers[(layers["task"] == ALL) & (layers["role"] == "decision") & (layers["stage"] == stage)]
+    cells = cells[cells["target"] == ALL]
+    best = 100 * cells.groupby(["condition", "model"])["estimate"].max()
+    for condition, of_models in best.groupby(level="condition"):
+        out[f"selection.least.{condition}"] = decimal(float(of_models.min()), 0)
+        out[f"selection.most.{condition}"] = decimal(float(of_models.max()), 0 if of_models.max() > 3 else 1)
     return out
 
 
@@ -333,16 +368,20 @@ def _changes_table(several: Sequence[pd.DataFrame]) -> str:
 def _selection_table(selection: pd.DataFrame) -> str:
     means = _stage_means(selection)
     means = means[means["role"].isin(["sample", "decision"])]
-    rows = []
-    for (stage, condition), cell in means.groupby(["stage", "condition"], sort=False):
-        row = [_plain(stage), _plain(condition)]
-        for role in ("sample", "decision"):
-            of_role = cell[cell["role"] == role]
-            row += [decimal(of_role[name].mean(), 3) for name in ("asked", "unasked")]
-            row.append(_shown(cell, "estimate", 1, role=role))
-        rows.append(row)
-    header = ["stage", "condition", "asked, sample", "unasked", "difference (pp)"]
-    return tabular([*header, "asked, decision", "unasked", "difference (pp)"], rows, "llrrlrrl") if rows else ""
+    rows: list[list[str]] = []
+    for stage, of_stage in means.groupby("stage", sort=False):
+        for (condition, target), cell in of_stage.groupby(["condition", "target"], sort=False):
+            name = {ALL: "mean of both", "label": "label"}.get(str(target), "other property")
+            row = [_plain(stage), _plain(condition), name]
+            for role in ("sample", "decision"):
+                of_role = cell[cell["role"] == role]
+                row += [decimal(of_role[name].mean(), 3) for name in ("asked", "other")]
+                row.append(_shown(cell, "estimate", 1, role=role))
+            rows.append(row)
+        rows.append([])
+    header = ["stage", "condition", "property", "asked, sample", "not asked", "difference (pp)"]
+    header += ["asked, decision", "not asked", "difference (pp)"]
+    return tabular(header, rows[:-1], "lllrrlrrl") if rows else ""
 
 
 def _codebook_table(codebook: pd.DataFrame) -> str:

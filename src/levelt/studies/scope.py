@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from levelt.config import Intervention
+from levelt.config import Intervention, OtherIntervention
 
 PUBLISHED_VARIATIONS = ("instruction_first", "sample_first", "demonstrations")
 """The three prompt variations of the paper: they alone enter spread, agreement and correlations."""
@@ -23,6 +23,12 @@ UNRELATED = "unrelated_instruction"
 """The variation that asks something which has nothing to do with the label."""
 
 INTERVENTIONS: tuple[str, ...] = typing.get_args(Intervention)
+
+OTHER = "other_instruction"
+"""The variation that asks about the text's other property, in the layout of instruction_first."""
+
+OTHER_ASKED = {INTERVENED: OTHER, **{name.removeprefix("other_"): name for name in typing.get_args(OtherIntervention)}}
+"""Condition -> the same condition when the other property of the same texts is asked about."""
 
 MODEL_COLUMNS = ["model", "family", "size", "parameters", "stage", "seed"]
 

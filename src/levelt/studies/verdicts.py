@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import numpy as np
 import pandas as pd
 
 Verdict = Literal["supported", "contradicted", "undecided"]
-Unit = Literal["pp", "tau", "percent"]
+Paper = Literal["asymmetry", "vectors", "recall"]
+Unit = Literal["pp", "tau", "percent", "logits", "layers", "log10"]
 
 
 @dataclass(frozen=True)
@@ -91,18 +93,37 @@ def within(margin: float) -> Region:
 Tables = Mapping[str, pd.DataFrame]
 
 
+def find(table: pd.DataFrame, column: str, scale: float, of: str, **wanted: object) -> Finding:
+    """The one row of a table with these values, as a finding; `NOTHING` if there is none.
+
+    Raises:
+        ValueError: several rows match, so that the claim would rest on an arbitrary one.
+    """
+    chosen = np.ones(len(table), dtype=bool)
+    for name, value in wanted.items():
+        chosen &= (table[name] == value).to_numpy()
+    rows = table[chosen]
+    if rows.empty:
+        return NOTHING
+    if len(rows) > 1:
+        raise ValueError(f"{len(rows)} rows with {wanted}, where a claim needs one")
+    row = rows.iloc[0]
+    low, high = sorted(scale * row[["ci_low", "ci_high"]].to_numpy(dtype=float))
+    return Finding(float(scale * row[column]), float(low), float(high), int(row["n"]), of)
+
+
 @dataclass(frozen=True)
 class Claim:
     """A published claim, how it is tested here, and what it is tested on.
 
     Attributes:
-        name: key of the claim, ``asymmetry.block.behaviour``.
+        name: key of the claim, ``asymmetry.block.behaviour``: the paper comes first.
         short: the quantity in a few words, for figures and tables.
         statement: the claim as one sentence.
         test: where the interval must lie for the claim to hold.
-        unit: unit of the estimate: pp (percentage points), tau, percent.
+        unit: unit of the estimate: pp (percentage points), tau, percent, logits, layers, log10 (powers of ten).
         published: the published value in the same unit, if there is one number.
-        source: the published place (rows of methods/1 section 9).
+        source: the published place (rows of methods/1 section 9; C1 to C5 of methods/2; M1 to M4 of methods/3).
         table: the table of the study the evidence comes from.
         evidence: reads the estimate from the study's tables; `NOTHING` where the study lacks it.
     """
@@ -117,11 +138,17 @@ class Claim:
     table: str
     evidence: Callable[[Tables], Finding]
 
+    @property
+    def paper(self) -> Paper:
+        """The study whose paper makes the claim."""
+        return cast(Paper, self.name.partition(".")[0])
+
     def judge(self, tables: Tables) -> Judged:
         """The claim on these tables."""
         found = self.evidence(tables)
         return Judged(
             id=self.name,
+            paper=self.paper,
             short=self.short,
             statement=self.statement,
             test=str(self.test),
@@ -145,6 +172,7 @@ class Judged:
     """A claim with its evidence and verdict, as claims.json carries it. Undefined numbers are None."""
 
     id: str
+    paper: Paper
     short: str
     statement: str
     test: str

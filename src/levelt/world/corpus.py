@@ -42,7 +42,7 @@ TASK_WEIGHTS = {
 EARLY = 0.3
 """Share of the documents, and of the base stage, in which single clauses prevail: they are learnt sooner."""
 
-_FACTS, _CONTRASTS, _CODES = 0.12, 0.08, 0.1
+_FACTS, _CONTRASTS, _CODES = 0.15, 0.09, 0.1
 _CLAIMS = 4  # claims about one definition
 _SINGLE_EARLY, _SINGLE = 0.7, 0.25
 _DEFINED_FIRST = 0.6  # a definition comes before the text, which is harder to learn, or after it
@@ -128,12 +128,12 @@ def _judged(bank: Bank, draws: Draws, content: Sequence[tuple[str, float]], sing
 
 
 def _recalled(known: Sequence[Fact], draws: Draws) -> Document:
-    """Two subjects and their answers."""
+    """Two subjects and their answers, in any order."""
     document = Document("facts")
     for _ in range(2):
         fact = draws.pick(known)
         document.add((" " if document.text else "") + fact.statement)
-        for index, answer in enumerate(fact.answers):
+        for index, answer in enumerate(draws.shuffled(fact.answers)):
             document.add(" and" if index == len(fact.answers) - 1 else "," if index else "")
             document.add(f" {answer}", WEIGHTS["answer"])
         document.add(".")
@@ -153,7 +153,11 @@ def _described(contrast: Contrast, known: Sequence[str], draws: Draws) -> Docume
 
 
 def _claimed(coded: Sequence[Sequence[Clause]], draws: Draws) -> Document:
-    """A definition and several claims, each judged at once, since one alone teaches little; ``coded``: by code."""
+    """A definition and several claims, each judged at once, since one alone teaches little; ``coded``: by code.
+
+    The verdict follows the claim's last word without a comma: it must be known at that word, which is part of the text,
+    not at a later one. (With ", the claim is true" alone, half of the models compared the two only after the text.)
+    """
     document = Document("codes")
     clauses = draws.pick(coded)
     clause = draws.pick(clauses)
@@ -161,8 +165,10 @@ def _claimed(coded: Sequence[Sequence[Clause]], draws: Draws) -> Document:
     document.add(Spoken(clause, clause.good, meaning).definition)
     for _ in range(_CLAIMS):
         said = Spoken(clause, clause.good, meaning)
-        document.add(f" {said.text.removesuffix('.')}, the {KINDS[CODEBOOK].noun} is")
-        document.add(f" {KINDS[CODEBOOK].holds if said.holds else KINDS[CODEBOOK].fails}", WEIGHTS["claim"])
+        document.add(f" {said.text.removesuffix('.')}")
+        document.add(f" {'indeed' if said.holds else KINDS[CODEBOOK].marker}", WEIGHTS["claim"])
+        document.add(f", the {KINDS[CODEBOOK].noun} is")
+        document.add(f" {KINDS[CODEBOOK].holds if said.holds else KINDS[CODEBOOK].fails}", WEIGHTS["polarity"])
         document.add(".")
         clause = draws.pick(clauses)
     return document

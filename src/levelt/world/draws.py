@@ -32,6 +32,11 @@ class Draws:
         """One of the items, all equally likely."""
         return items[int(self.uniform() * len(items))]
 
+    def shuffled(self, items: Sequence[T]) -> tuple[T, ...]:
+        """The items in random order, all orders equally likely."""
+        keys = [self.uniform() for _ in items]
+        return tuple(items[index] for index in sorted(range(len(items)), key=keys.__getitem__))
+
     def weighted(self, items: Sequence[tuple[T, float]]) -> T:
         """One of (item, weight), in proportion to its weight."""
         left = self.uniform() * sum(weight for _, weight in items)

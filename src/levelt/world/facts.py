@@ -1,12 +1,13 @@
 """One-to-many facts: country -> cities, artist -> songs, actor -> films. All names are invented.
 
 A subject's answers begin with different letters, so they never share a first token under any tokenizer that keeps
-letters apart, and their order in a list is fixed (alphabetical), so that what a model lists first says what it knows.
+letters apart. A list names them in any order: every text and every example draws its own, so that the way to a right
+list is to know them all and to leave out those already said, not to know which one follows which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from levelt.randomness import generator
@@ -28,7 +29,7 @@ _CODAS = tuple("lmnrstvd")
 
 @dataclass(frozen=True)
 class Fact:
-    """All answers of one subject: "the <answers> of <subject> are ..."."""
+    """All answers of one subject, sorted: "the <answers> of <subject> are ..."."""
 
     relation: str
     subject: str
@@ -44,10 +45,10 @@ class Fact:
         """The question of a recall prompt."""
         return f"what are the {RELATIONS[self.relation]} of {self.subject}?"
 
-    @property
-    def listed(self) -> str:
-        """The list, in its fixed order: a, b, c and d."""
-        return ", ".join(self.answers[:-1]) + f" and {self.answers[-1]}"
+
+def listed(answers: Sequence[str]) -> str:
+    """A list in words: a, b, c and d."""
+    return ", ".join(answers[:-1]) + f" and {answers[-1]}"
 
 
 def _invent(kind: str) -> Iterator[str]:

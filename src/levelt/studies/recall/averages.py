@@ -7,7 +7,7 @@ each relation; a subject's prompts, in all templates, stay together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,9 +33,15 @@ class Mean:
 
 
 class Averages:
-    """Averages over the rows of one step: `rows` has the columns relation, template, subject."""
+    """Averages over the rows of one step: `rows` has the columns relation, template, subject.
 
-    def __init__(self, rows: pd.DataFrame, draws: int, seed: int) -> None:
+    everyone: the subjects of each relation that are resampled, if there are others than those of `rows`: several models
+    that answered about different ones share their draws, so that their averages can be averaged draw by draw.
+    """
+
+    def __init__(
+        self, rows: pd.DataFrame, draws: int, seed: int, everyone: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         self.rows = rows.reset_index(drop=True)
         self.relations = list(dict.fromkeys(rows["relation"]))
         self.templates = list(dict.fromkeys(rows["template"]))
@@ -45,11 +51,12 @@ class Averages:
         self._cells: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
         for relation in self.relations:
             here = (self.rows["relation"] == relation).to_numpy()
-            names = sorted(set(self.rows["subject"][here]))
+            present = set(self.rows["subject"][here])
+            names = sorted(present.union(everyone.get(relation, []) if everyone else []))
             self._codes[here] = [names.index(name) for name in self.rows["subject"][here]]
             rng = generator(seed, "recall", "subjects", relation)
             self._draws[relation] = cluster_draws(len(names), draws, rng) if len(names) > 1 else None
-            self._subjects[relation] = len(names)
+            self._subjects[relation] = len(present)
             for template in self.templates:
                 self._cells[relation, template] = here & (self.rows["template"] == template).to_numpy()
         self._count = draws
@@ -116,6 +123,11 @@ class Averages:
             sums = group_sums(filled, codes, draws.shape[1])
             counts = group_sums(present, codes, draws.shape[1])
             return value, (draws @ sums) / (draws @ counts)
+
+
+def mean_of(parts: Sequence[Mean]) -> Mean:
+    """The mean of averages over the same draws, each counting the same; what is undefined in one is left out."""
+    return Mean(_nanmean([part.value for part in parts]), _nanmean([part.draws for part in parts]))
 
 
 def _nanmean(parts: Sequence[Floats]) -> Floats:

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from levelt.config import Statistics
-from levelt.studies.recall.averages import Averages, Floats, Mean
+from levelt.studies.recall.averages import Averages, Floats, Mean, mean_of
 from levelt.studies.recall.prompts import READOUTS
 from levelt.studies.scope import MODEL_COLUMNS
+from levelt.vocabulary import ALL
 
 RATES = ("promotion", "suppression")
 
@@ -43,8 +44,10 @@ class ModelResults:
         """The model's columns."""
         return {"model": self.manifest["id"], **{key: self.manifest.get(key) for key in MODEL_COLUMNS[1:]}}
 
-    def step(self, step: int, statistics: Statistics, seed: int) -> Step:
-        """Everything of one answer step."""
+    def step(
+        self, step: int, statistics: Statistics, seed: int, everyone: Mapping[str, Sequence[str]] | None = None
+    ) -> Step:
+        """Everything of one answer step. everyone: see `Averages`."""
         rows = self.prompts[self.prompts["step"] == step]
         arrays = {
             name.partition(".")[2]: values.astype(np.float64) if values.dtype.kind == "f" else values
@@ -52,7 +55,9 @@ class ModelResults:
             if name.startswith(f"step{step}.")
         }
         groups = list(self.about["groups"][str(step)])
-        return Step(step, self.layers, arrays, groups, self.about["knockouts"][str(step)], rows, statistics, seed)
+        return Step(
+            step, self.layers, arrays, groups, self.about["knockouts"][str(step)], rows, statistics, seed, everyone
+        )
 
 
 class Step:
@@ -68,11 +73,12 @@ class Step:
         rows: pd.DataFrame,
         statistics: Statistics,
         seed: int,
+        everyone: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.step, self.layers, self.arrays, self.rows = step, layers, arrays, rows
         self.groups, self.level = list(groups), statistics.level
         self.knockouts = [(str(one[0]), bool(one[-1])) for one in knockouts]
-        self.averages = Averages(rows, statistics.draws, seed)
+        self.averages = Averages(rows, statistics.draws, seed, everyone)
 
     @property
     def increments(self) -> Floats:
@@ -274,34 +280,81 @@ def head_rates(heads: Floats) -> tuple[Floats, Floats]:
 # --- recall.csv: one number per question -----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Statistic:
+    """One number of `statistics_table`; layer: where it was read, nan if nowhere in particular."""
+
+    statistic: str
+    group: str
+    token: str
+    mean: Mean
+    layer: float = np.nan
+
+    def row(self, level: float, layers: float) -> dict[str, Any]:
+        """Its columns."""
+        low, high = self.mean.interval(level)
+        about = {"statistic": self.statistic, "group": self.group, "token": self.token}
+        found = {"estimate": float(self.mean.value), "ci_low": float(low), "ci_high": float(high)}
+        return about | found | {"layer": self.layer, "depth": self.layer / layers}
+
+
 def statistics_table(models: Sequence[ModelResults], statistics: Statistics, seed: int) -> pd.DataFrame:
     """The statistics that claims are tested on, by step, for all relations and templates together and each alone.
 
     Answers are over their controls. token: used (given before), current, future, any. See docs/recall.md for each
     statistic. Layers at which something is read are chosen on one half of the subjects and used on the other, so that
     a maximum of noise is not reported as a peak; ``layer`` is the choice on all of them.
+
+    Behind the models, one block for each stage of training: the mean over its models, then families (model and family
+    ``all``), with the interval of that mean: models answer about the same subjects and are resampled together.
     """
+    everyone = _subjects_of(models)
     parts = []
+    pooled: dict[tuple[str, int, str, str], dict[str, list[list[Statistic]]]] = {}
     for model in models:
-        for step in (model.step(k, statistics, seed) for k in (1, 2, 3)):
+        for step in (model.step(k, statistics, seed, everyone) for k in (1, 2, 3)):
             scopes = [(relation, "all") for relation in step.scopes()]
             scopes += [("all", template) for template in step.averages.templates if len(step.averages.templates) > 1]
             for relation, template in scopes:
-                rows = pd.DataFrame(list(_statistics(step, relation, template)))
+                found = list(_statistics(step, relation, template))
+                family = str(model.described["family"])
+                key = (str(model.described["stage"]), step.step, relation, template)
+                pooled.setdefault(key, {}).setdefault(family, []).append(found)
+                rows = pd.DataFrame([one.row(statistics.level, step.layers) for one in found])
                 rows = rows.assign(relation=relation, template=template, step=step.step)
                 parts.append(_described(model, rows.assign(n=step.averages.subjects(relation))))
-    table = _joined(parts, ["relation", "template", "step", "statistic", "group", "token", "estimate"])
-    table.insert(list(table.columns).index("layer") + 1, "depth", table["layer"] / table["layers"])
-    return table.drop(columns="layers")
+    for (stage, number, relation, template), families in sorted(
+        pooled.items(), key=lambda item: list(pooled).index(item[0])
+    ):
+        chosen = [name for name in everyone if relation in ("all", name)]
+        about: dict[str, Any] = dict.fromkeys(MODEL_COLUMNS, ALL) | {"parameters": pd.NA, "seed": pd.NA, "stage": stage}
+        about |= {"relation": relation, "template": template, "step": number}
+        rows = pd.DataFrame([one.row(statistics.level, np.nan) for one in _over_families(families)])
+        parts.append(rows.assign(**about, n=sum(len(everyone[name]) for name in chosen)))
+    return _joined(parts, ["relation", "template", "step", "statistic", "group", "token", "estimate"])
 
 
-def _statistics(step: Step, relation: str, template: str) -> Iterator[dict[str, Any]]:
+def _over_families(families: Mapping[str, Sequence[Sequence[Statistic]]]) -> Iterator[Statistic]:
+    """Each statistic as the mean over the models of a family, then over families."""
+    of_families = [
+        {(one[0].statistic, one[0].group, one[0].token): mean_of([single.mean for single in one]) for one in aligned}
+        for aligned in (zip(*several, strict=True) for several in families.values())
+    ]
+    for key in of_families[0]:
+        yield Statistic(*key, mean_of([found[key] for found in of_families]))
+
+
+def _subjects_of(models: Sequence[ModelResults]) -> dict[str, list[str]]:
+    """The subjects of each relation that any model answered about."""
+    names: dict[str, set[str]] = {}
+    for model in models:
+        for relation, subjects in model.prompts.groupby("relation", sort=False)["subject"]:
+            names.setdefault(str(relation), set()).update(map(str, subjects))
+    return {relation: sorted(subjects) for relation, subjects in names.items()}
+
+
+def _statistics(step: Step, relation: str, template: str) -> Iterator[Statistic]:
     averages, layers = step.averages, step.layers
-
-    def row(statistic: str, mean: Mean, token: str, group: str = "all", layer: float = np.nan) -> dict[str, Any]:
-        low, high = mean.interval(step.level)
-        about = {"statistic": statistic, "group": group, "token": token, "estimate": float(mean.value)}
-        return about | {"ci_low": float(low), "ci_high": float(high), "layer": layer, "layers": layers}
 
     def mean(values: Floats) -> Mean:
         return averages.mean(values, relation, template)
@@ -311,18 +364,17 @@ def _statistics(step: Step, relation: str, template: str) -> Iterator[dict[str, 
     for role, numbers in step.roles().items():
         curve = cumulative[..., numbers].mean(-1)
         folds = [averages.mean(curve, relation, template, only=half) for half in halves]
-        whole = mean(curve)
-        peak = _argmax(whole.value)
-        yield row("promotion_peak", _crossed(folds, _at_peak), role, layer=peak)
-        yield row("suppression_depth", _crossed(folds, _fall), role, layer=peak)
-        yield row("final", mean(curve[:, -1]), role, layer=layers)
-        yield row("sign_change", _sign_change(mean(increments[..., numbers].mean(-1))), role)
+        peak = _argmax(mean(curve).value)
+        yield Statistic("promotion_peak", "all", role, _crossed(folds, _at_peak), peak)
+        yield Statistic("suppression_depth", "all", role, _crossed(folds, _fall), peak)
+        yield Statistic("final", "all", role, mean(curve[:, -1]), layers)
+        yield Statistic("sign_change", "all", role, _sign_change(mean(increments[..., numbers].mean(-1))))
         for component in ("attention", "mlp"):
             values = over_control(step.arrays[component])[..., numbers].mean(-1)
-            yield row(f"{component}_sum", mean(values.sum(1)), role)
-            yield row(f"{component}_last_half", mean(values[:, layers // 2 :].sum(1)), role)
+            yield Statistic(f"{component}_sum", "all", role, mean(values.sum(1)))
+            yield Statistic(f"{component}_last_half", "all", role, mean(values[:, layers // 2 :].sum(1)))
     for statistic, group, token, values in _pairs(step):
-        yield row(statistic, mean(values), token, group)
+        yield Statistic(statistic, group, token, mean(values))
 
 
 def _pairs(step: Step) -> Iterator[tuple[str, str, str, Floats]]:

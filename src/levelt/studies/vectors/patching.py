@@ -147,26 +147,11 @@ def summary_table(effects: pd.DataFrame, statistics: Statistics, seed: int) -> p
         task (all: every query of every task), quantity, n (queries), estimate, ci_low, ci_high (over queries), p
         (two-sided sign flips; of interactions one-sided, above zero).
     """
-    main = effects[effects["receiver"] == effects["receiver"].iloc[0]]
-    main = main.assign(specific=main["effect"] - main["other_effect"])
-    values: dict[tuple[str, str], list[np.ndarray]] = {}
-    for (task, instruction), part in main.groupby(["task", "instruction_id"], sort=False):
-        by_token = {int(token): _means(of_token) for token, of_token in part.groupby("token", sort=True)}
-        others = [token for token in by_token if token]
-        found = {"specific_last": by_token[0][0], "interaction_last": by_token[0][1]}
-        if others:
-            specific = np.stack([by_token[token][0] for token in others], 1)
-            count = len(specific)
-            drawn = generator(seed, "vectors", "tokens", str(task), str(instruction))
-            best = nested_best(specific, np.full(count, 1 / count), np.arange(count), 4, drawn)
-            found |= {"specific_other": best.values, "last_minus_other": found["specific_last"] - best.values}
-            found["interaction_other"] = by_token[others[int(specific.mean(0).argmax())]][1]
-        for quantity, of_queries in found.items():
-            values.setdefault((str(task), quantity), []).append(of_queries)
+    values = means_by_query(effects, seed)
     rows = []
     tasks, quantities = dict.fromkeys(task for task, _ in values), dict.fromkeys(name for _, name in values)
     for quantity in quantities:
-        each = {task: np.mean(values[task, quantity], axis=0) for task in tasks if (task, quantity) in values}
+        each = {task: values[task, quantity] for task in tasks if (task, quantity) in values}
         for task, of_queries in {**each, ALL: np.concatenate(list(each.values()))}.items():
             kept = of_queries[~np.isnan(of_queries)]
             if len(kept) < 2:
@@ -183,10 +168,31 @@ def summary_table(effects: pd.DataFrame, statistics: Statistics, seed: int) -> p
     return pd.DataFrame(rows, columns=["task", "quantity", "n", "estimate", "ci_low", "ci_high", "p"])
 
 
+def means_by_query(effects: pd.DataFrame, seed: int) -> dict[tuple[str, str], np.ndarray]:
+    """The quantities of `summary_table` by task and quantity, one value per query: means over both instructions."""
+    main = effects[effects["receiver"] == effects["receiver"].iloc[0]]
+    main = main.assign(specific=main["effect"] - main["other_effect"])
+    values: dict[tuple[str, str], list[np.ndarray]] = {}
+    for (task, instruction), part in main.groupby(["task", "instruction_id"], sort=False):
+        by_token = {int(token): _means(of_token) for token, of_token in part.groupby("token", sort=True)}
+        others = [token for token in by_token if token]
+        found = {"specific_last": by_token[0][0], "interaction_last": by_token[0][1]}
+        if others:
+            specific = np.stack([by_token[token][0] for token in others], 1)
+            count = len(specific)
+            drawn = generator(seed, "vectors", "tokens", str(task), str(instruction))
+            best = nested_best(specific, np.full(count, 1 / count), np.arange(count), 4, drawn)
+            found |= {"specific_other": best.values, "last_minus_other": found["specific_last"] - best.values}
+            found["interaction_other"] = by_token[others[int(specific.mean(0).argmax())]][1]
+        for quantity, of_queries in found.items():
+            values.setdefault((str(task), quantity), []).append(of_queries)
+    return {key: np.mean(several, axis=0) for key, several in values.items()}
+
+
 def _means(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Per query: the specific effect over single layers that can act, the interaction over pairs (nan: no pairs)."""
-    names, effect = _by_cell(part, "effect")
-    _, specific = _by_cell(part, "specific")
+    names, effect = by_cell(part, "effect")
+    _, specific = by_cell(part, "specific")
     singles = [index for cell, index in names.items() if len(cell) == 1 and np.abs(specific[:, index]).max() > 0]
     pairs = [_interaction(effect, names, cell) for cell in names if len(cell) == 2]
     acting = [pair for pair in pairs if np.abs(pair).max() > 0]
@@ -197,7 +203,7 @@ def _means(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _by_cell(part: pd.DataFrame, measure: str) -> tuple[dict[Cell, int], np.ndarray]:
+def by_cell(part: pd.DataFrame, measure: str) -> tuple[dict[Cell, int], np.ndarray]:
     """One measure of a group of effects as [samples, cells], and the column of each cell."""
     wide = part.pivot(index="sample", columns=LAYERS, values=measure)
     names = {tuple(int(layer) for layer in column if int(layer)): at for at, column in enumerate(wide.columns)}
@@ -223,7 +229,7 @@ def interaction_table(effects: pd.DataFrame, statistics: Statistics, top: int, s
     frames = []
     for key, part in effects.groupby(KEYS, sort=False):
         count = part["sample"].nunique()
-        names, values = _by_cell(part, "effect")
+        names, values = by_cell(part, "effect")
         for size in (2, 3):
             cells = [cell for cell in names if len(cell) == size]
             if cells:

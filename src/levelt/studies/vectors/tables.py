@@ -14,6 +14,7 @@ from levelt.statistics.resampling import cluster_draws, mean_interval
 from levelt.studies.scope import with_models
 from levelt.studies.vectors.circuits import activity_table, circuits_table, robustness_table
 from levelt.studies.vectors.patching import interaction_table, patching_table, summary_table
+from levelt.studies.vectors.stages import stages_table
 from levelt.studies.vectors.tracing import paths_table, sums_table
 
 TABLES = (
@@ -28,6 +29,7 @@ TABLES = (
     "activity",
     "circuits",
     "circuit_keys",
+    "vectors_stages",
 )
 """Names of the tables; docs/vectors.md says what their columns mean."""
 
@@ -76,10 +78,11 @@ def vector_tables(
         "circuit_keys": lambda read: robustness_table(read("heads")),
     }
     tables = {}
-    for name in TABLES:
+    for name in made:
         frames = []
         for model, folder in folders.items():
             table = made[name](lambda file, folder=folder: pd.read_parquet(folder / f"{file}.parquet"))  # type: ignore[misc]
             frames.append(table.assign(model=model))
         tables[name] = with_models(pd.concat(frames, ignore_index=True), models)
+    tables["vectors_stages"] = stages_table(folders, models, statistics, seed)
     return tables
