@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import pytest
 from levelt.cli import main
 from levelt.config import Recall, RecallTemplate, Statistics, Tracing
 from levelt.files import InputError, read_arrays, read_json
+from levelt.ledger.numbers import typed_numbers
 from levelt.prompts.spans import Span, TokenGroups
+from levelt.studies.latex import decimal
 from levelt.studies.recall import tables
-from levelt.studies.recall.averages import Averages, Mean
+from levelt.studies.recall.averages import Averages, Mean, mean_of
 from levelt.studies.recall.building import build_prompts
+from levelt.studies.recall.claims import CLAIMS, weakest
 from levelt.studies.recall.listings import (
     Dropped,
     Known,
@@ -30,6 +34,8 @@ from levelt.studies.recall.listings import (
     requests,
 )
 from levelt.studies.recall.prompts import READOUTS, RecallPrompt, places, tokenised, with_steps
+from levelt.studies.recall.report import recall_numbers
+from levelt.studies.verdicts import Finding
 from models_local import save, tiny
 from test_capture import decoder
 from tokenizers_local import gpt2, llama3
@@ -488,6 +494,130 @@ def test_joint_figure_takes_the_other_studies_where_they_are(study: Path):
     one = drawn[drawn["panel"] == "decoded"].iloc[0]
     assert one["value"] == pytest.approx(0.7) and one["ci_high"] - one["value"] == pytest.approx(0.3 / np.sqrt(2))
     assert drawn[drawn["panel"] == "written"]["value"].tolist() == [1.0, 3.0]
+
+
+def test_joint_figure_shows_the_latest_models_that_the_studies_share(study: Path):
+    from levelt.figures.recall_joint import draw
+
+    lens = pd.read_csv(study / "tables" / "lens.csv")
+    copies = [
+        lens.assign(model=f"{family}-{stage}", family=family, stage=stage)
+        for stage in ("sft", "dpo")
+        for family in ("a", "b", "c")
+    ]
+    lens = pd.concat(copies, ignore_index=True)
+    circuits = pd.DataFrame({"layer": [1, 2, 1, 2], "distance": [0.1, 0.3, 0.2, 0.2]})
+    circuits["comparison"] = ["instructions"] * 2 + ["other_queries"] * 2
+    circuits = circuits.assign(mode="exact", keys=1, measure="activity", source="query", ci_low=0.0, ci_high=0.4)
+    both = pd.concat([circuits.assign(model="b-dpo"), circuits.assign(model="c-sft")], ignore_index=True)
+    _, drawn = draw({"lens": lens, "circuits": both})
+    assert set(drawn["model"]) == {"b-dpo"}
+    parted = drawn[drawn["panel"] == "split"]
+    assert parted.set_index(["line", "depth"])["value"].to_dict() == {
+        ("two instructions", 0.5): 0.1,
+        ("two instructions", 1.0): 0.3,
+        ("other queries", 0.5): 0.2,
+        ("other queries", 1.0): 0.2,
+    }
+    _, alone = draw({"lens": lens})  # twin: with nothing to share, a model of each family
+    assert list(dict.fromkeys(alone["model"])) == ["a-dpo", "b-dpo"] and "split" not in set(alone["panel"])
+
+
+# --- claims and report ----------------------------------------------------------------------------------------------
+
+
+def statistic_rows(signs: dict[str, float], width: float = 0.5) -> pd.DataFrame:
+    """recall.csv of two models of a stage, in which the statistics that claims are about have these estimates."""
+    rows = []
+    cells = [("all", "all", "all")]
+    cells += [(model, relation, "all") for model in ("m", "n") for relation in ("all", "songs", "films")]
+    kinds = [("promotion_peak", "all", token) for token in ("used", "current", "future")]
+    kinds += [("suppression_depth", "all", "used"), ("mlp_last_half", "all", "current")]
+    kinds += [("mlp_sum", "all", token) for token in ("used", "current", "future")]
+    kinds += [("lens", "subject", "any"), ("knockout", "subject", "any")]
+    kinds += [(name, "used", token) for name in ("lens", "knockout") for token in ("own", "others")]
+    for model, relation, template in cells:
+        for step in (1, 2, 3):
+            for kind in kinds:
+                if (step == 1 and "used" in kind) or (step == 3 and "future" in kind):
+                    continue
+                estimate = signs.get(f"{kind[0]} {kind[1]} {kind[2]}", signs.get(kind[0], 1.0))
+                about = dict(zip(("statistic", "group", "token"), kind, strict=True))
+                about |= {"model": model, "relation": relation, "template": template, "step": step, "stage": "dpo"}
+                rows.append(
+                    about | {"estimate": estimate, "ci_low": estimate - width, "ci_high": estimate + width, "n": 40}
+                )
+    return pd.DataFrame(rows)
+
+
+def verdicts(table: pd.DataFrame) -> dict[str, str]:
+    return {claim.name.removeprefix("recall."): claim.judge({"recall": table}).verdict for claim in CLAIMS}
+
+
+def test_claims_hold_in_a_study_made_so_and_fail_where_one_cell_is_turned():
+    published = {"lens used own": -1.0, "knockout used own": -1.0}
+    table = statistic_rows(published)
+    assert set(verdicts(table).values()) == {"supported"}
+    assert verdicts(statistic_rows(dict.fromkeys(published, 1.0)))["m3.attention"] == "contradicted"
+    turned = table.copy()
+    cell = (turned["model"] == "n") & (turned["relation"] == "songs") & (turned["step"] == 3)
+    cell &= (turned["statistic"] == "lens") & (turned["group"] == "used") & (turned["token"] == "own")
+    turned.loc[cell, ["estimate", "ci_low", "ci_high"]] = [0.2, 0.1, 0.3]
+    found = verdicts(turned)
+    assert found.pop("m4.attention") == "contradicted" and set(found.values()) == {"supported"}
+    assert verdicts(table[table["model"] != "all"])["m1.given"] == "undecided"  # nothing to test it on
+
+
+def test_no_fall_at_all_contradicts_suppression():
+    flat = verdicts(statistic_rows({"suppression_depth": 0.0}, width=0.0))
+    assert flat["m1.suppressed"] == flat["m4.suppressed"] == "contradicted"
+
+
+def test_the_weakest_row_decides_on_either_side():
+    rows = pd.DataFrame({"estimate": [1.0, 2.0], "ci_low": [0.5, -0.1], "ci_high": [1.5, 4.0], "n": [9, 8]})
+    assert weakest(rows, 1, "subjects") == Finding(1.0, -0.1, 1.5, 8, "subjects")
+    assert weakest(-rows.rename(columns={"ci_low": "ci_high", "ci_high": "ci_low"}).assign(n=-9), -1, "x") == Finding(
+        -1.0, -1.5, 0.1, 9, "x"
+    )
+
+
+def test_means_over_models_are_paired_by_subject(study: Path):
+    """A model counted twice has its own interval; independent copies would have a narrower one."""
+    table = pd.read_csv(study / "tables" / "recall.csv")
+    keys = ["relation", "template", "step", "statistic", "group", "token"]
+    own, mean = (table[table["model"] == name].set_index(keys) for name in ("tiny", "all"))
+    columns = ["estimate", "ci_low", "ci_high", "n"]
+    pd.testing.assert_frame_equal(own[columns], mean[columns].loc[own.index], check_dtype=False)
+    assert set(mean["family"]) == {"all"} and set(mean["stage"]) == {"sft"}
+    one = Mean(np.array(1.0), np.array([0.0, 2.0]))
+    other = Mean(np.array(2.0), np.array([3.0, 1.0]))
+    assert mean_of([one, one]).draws.tolist() == [0.0, 2.0] and mean_of([one, other]).draws.tolist() == [1.5, 1.5]
+
+
+def test_subjects_that_a_model_lacks_do_not_move_its_average():
+    rows = rows_frame({("a", "t1"): 6})
+    values = np.arange(6.0)
+    alone, among = Averages(rows, 300, 0), Averages(rows, 300, 0, {"a": [*rows["subject"], "zz"]})
+    assert among.mean(values).value == alone.mean(values).value and among.subjects() == alone.subjects() == 6
+
+
+def test_report_quotes_what_the_tables_say(study: Path):
+    made = {name: pd.read_csv(study / "tables" / f"{name}.csv") for name in ("recall", "recall_lists", "recall_audit")}
+    values = recall_numbers(made)
+    assert values["recall.models"] == values["recall.latest"] == r"\texttt{tiny}"
+    assert values["recall.kept"] == str(read_json(study / "out" / "summary.json")["kept"])
+    row = made["recall"].query("model == 'all' and relation == 'all' and template == 'all' and step == 2")
+    peak = row.query("statistic == 'promotion_peak' and token == 'used'")["estimate"].iloc[0]
+    assert decimal(peak) in values["table.recall.curves"]
+    assert values["table.recall.audit"].count("tiny") == 3 and values["table.recall.sources"].count(r"\\") > 6
+
+
+def test_the_section_types_no_number(root: Path):
+    text = (root / "paper/recall.tex").read_text(encoding="utf-8")
+    assert list(typed_numbers(text)) == []
+    assert list(typed_numbers(text + "\nIt is 0.93.\n"))  # twin: a part of a document is read at all
+    asked = set(re.findall(r"\\says\{([^}]*)\}", text))
+    assert asked == {claim.name for claim in CLAIMS}
 
 
 def test_settings_that_cannot_work_are_refused():
