@@ -391,6 +391,16 @@ class Controls(Section):
     conditions: list[Name] = Field(
         ["instruction_first"], description="Conditions in which controls are computed (those of them the study has)."
     )
+    models: list[Name] = Field(
+        [],
+        description="Checkpoints that get the slow controls, `penalties` and `probes.hidden`; empty: all of the study.",
+    )
+    tasks: list[Name] = Field([], description="Tasks that get the slow controls; empty: all.")
+    penalties: list[Annotated[float, Field(gt=0)]] = Field(
+        [],
+        description="If not empty, the control nested_penalty: label probes whose penalty is chosen among these in nested "
+        "folds. Needs 3 folds.",
+    )
     draws: int = Field(3, ge=1, description="Random labellings of each kind.")
     sizes: list[int] = Field(
         [25, 50, 100, 200], description="Training rows of the sample-size curve (as many as a fold has, at most)."
@@ -431,13 +441,14 @@ class Probes(Section):
     )
     bound: float = Field(1e-8, gt=0, description="Largest certified distance from the optimal loss, in nats.")
     hidden: list[Annotated[int, Field(ge=1, le=2)]] = Field(
-        [], description="Also probes with this many hidden layers of 100 units (scikit-learn; slow), as controls."
+        [],
+        description="Also label probes with this many hidden layers of 100 units (scikit-learn; slow), as controls.",
     )
     controls: Controls = Field(default=Controls(), description="Controls.")
 
     @model_validator(mode="after")
     def _nested_folds(self) -> Probes:
-        if self.penalties and self.folds < 3:
+        if (self.penalties or self.controls.penalties) and self.folds < 3:
             raise ValueError(f"penalties are chosen in nested folds, which needs folds >= 3, found {self.folds}")
         return self
 

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     activations = {path.stem: read_arrays(path)[0] for path in arguments.activations}
     with threadpool_limits(1):  # results of threaded sums depend on the number of threads
         result = probe_task(prompts, activations, settings.probes, settings.statistics, settings.seed, arguments.task)
-        controls = controls_task(prompts, activations, settings.probes, settings.seed, arguments.task)
+        controls = controls_task(prompts, activations, settings.probes, settings.seed, arguments.task, arguments.model)
     names = {"model": arguments.model, "task": arguments.task}
     write_parquet(arguments.probes, result.probes.assign(**names))
     write_parquet(arguments.hits, result.hits.assign(**names))

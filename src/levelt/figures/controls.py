@@ -17,8 +17,10 @@ KINDS = {
     "ridge": "ridge classifier",
     "lda": "shrinkage LDA",
     "mean_difference": "mean difference",
-    "hidden_1": "1 hidden layer",
-    "hidden_2": "2 hidden layers",
+    "fixed_penalty": "probe*",
+    "nested_penalty": "penalty chosen in folds*",
+    "hidden_1": "1 hidden layer*",
+    "hidden_2": "2 hidden layers*",
     "untrained": "probe, random weights",
     "embedding": "probe, embeddings",
     "bag_of_sample": "words of the sample",
@@ -31,7 +33,7 @@ KINDS = {
 
 def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     """Left: balanced accuracy of the probes beside every control, by role (mean over layers, tasks, models; bars: range
-    over models). Middle: against training rows. Right: online code length in bits per label. Instruction first.
+    over models; * on the models and tasks of `probes.controls` only). Middle: against training rows. Right: online code length in bits per label. Instruction first.
     """
     table = tables["controls"]
     stage = latest_stage(table["stage"])

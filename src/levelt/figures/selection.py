@@ -32,7 +32,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     stages = list(dict.fromkeys(dots["stage"]))
     dots = dots[dots["stage"] == (latest_stage(stages) if stages else None)]
     wanted = (dots["quantity"] == "exact_match") | ((dots["quantity"] == "information") & (dots["target"] == "label"))
-    dots = dots[wanted & dots["role"].isin(CODEBOOK_ROLES)]
+    answered = (dots["role"] != "behaviour") | (dots["condition"] != "unrelated_instruction")  # a question without answer
+    dots = dots[wanted & answered & dots["role"].isin(CODEBOOK_ROLES)]
     figure, axes = plt.subplots(1, 3, figsize=(FULL_WIDTH, 2.5), width_ratios=[1, 1, 0.9])
     for axis, (role, title) in zip(axes, ROLES.items(), strict=False):
         chance_line(axis, 0.0)

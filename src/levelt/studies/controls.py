@@ -16,6 +16,7 @@ from levelt.probes.control_labels import bag, permuted, random_by_text, random_b
 from levelt.probes.curves import online_code, training_subsets
 from levelt.probes.grid import fit_sets, held_out_rows, out_of_fold
 from levelt.probes.scores import auc, rates
+from levelt.probes.selection import out_of_fold_chosen
 from levelt.randomness import generator
 from levelt.studies.information import Cell, Codes, Floats, cells_of
 
@@ -34,10 +35,11 @@ def controls_task(
     probes: Probes,
     seed: int,
     task: str,
+    model: str = "",
 ) -> pd.DataFrame:
     """The controls of one model on one task, in the conditions of ``probes.controls``.
 
-    Args: see `levelt.studies.information.probe_task`. Random draws depend on (seed, task) only, so that all models,
+    Args: see `levelt.studies.information.probe_task`; ``model`` says whether it gets the slow controls. Random draws depend on (seed, task) only, so that all models,
     conditions, roles and layers are probed for the same random labels on the same subsets.
 
     Returns:
@@ -48,8 +50,10 @@ def controls_task(
     parts = []
     for number, cell in enumerate(cells_of(prompts, chosen, probes, seed, task)):
         try:
-            for row in _rows(cell, probes, seed, task, baselines=number % len(probes.roles) == 0):
-                parts.append(row)
+            parts.extend(_rows(cell, probes, seed, task, baselines=number % len(probes.roles) == 0))
+            wanted = probes.controls
+            if model in (wanted.models or [model]) and task in (wanted.tasks or [task]):
+                parts.extend(_slow(cell, probes, seed, task))
         except ValueError as error:
             raise InputError(f"{task}, {cell.condition}, {cell.role}, controls: {error}") from None
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
@@ -61,8 +65,6 @@ def _rows(cell: Cell, probes: Probes, seed: int, task: str, baselines: bool) -> 
     yield from _companions(cell, probes)
     yield from _online_code(cell, probes, seed, task)
     yield from _sizes(cell, probes, seed, task)
-    for layers in probes.hidden:
-        yield from _hidden(cell, layers, probes, seed, task)
     if baselines:  # they do not read the role
         yield from _bags(cell, probes)
 
@@ -164,13 +166,26 @@ def _sizes(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[pd.Data
             yield _scored("size", cell, target, codes, scores, cell.layers, train_rows=rows)
 
 
-def _hidden(cell: Cell, layers: int, probes: Probes, seed: int, task: str) -> Iterator[pd.DataFrame]:
-    from levelt.probes.hidden import hidden_out_of_fold  # here, since scikit-learn takes a second to import
+def _slow(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[pd.DataFrame]:
+    """The first target (the label) with other probes: the penalty chosen in nested folds, and hidden layers; and, since
+    not every model has these, the study's own probe (fixed_penalty) to compare them with."""
+    if not probes.controls.penalties and not probes.hidden:
+        return
+    target, codes = next(iter(cell.labels.items()))
+    fixed = out_of_fold(cell.values, codes[None], cell.folds, penalty=probes.penalty, bound=probes.bound)
+    yield _scored("fixed_penalty", cell, target, codes, fixed.logits[0], cell.layers)
+    if probes.controls.penalties:
+        chosen = out_of_fold_chosen(
+            cell.values, codes[None], cell.folds, penalties=probes.controls.penalties, bound=probes.bound
+        )
+        yield _scored("nested_penalty", cell, target, codes, chosen.scores.logits[0], cell.layers)
+    if probes.hidden:
+        from levelt.probes.hidden import hidden_out_of_fold  # here, since scikit-learn takes a second to import
 
-    for target, codes in cell.labels.items():
-        draw = generator(seed, "probes", task, "hidden", layers)
-        scores = hidden_out_of_fold(cell.values, codes, cell.folds, layers, probes.penalty, draw)
-        yield _scored(f"hidden_{layers}", cell, target, codes, scores, cell.layers)
+        for layers in probes.hidden:
+            draw = generator(seed, "probes", task, "hidden", layers)
+            scores = hidden_out_of_fold(cell.values, codes, cell.folds, layers, probes.penalty, draw)
+            yield _scored(f"hidden_{layers}", cell, target, codes, scores, cell.layers)
 
 
 def _bags(cell: Cell, probes: Probes) -> Iterator[pd.DataFrame]:
