@@ -363,7 +363,7 @@ def test_what_a_sublayer_adds_does_not_drown_the_words(architecture: str) -> Non
 
     def growth() -> float:
         states = model(input_ids=ids, output_hidden_states=True).hidden_states
-        return ((states[1] - states[0]).norm(dim=-1) / states[0].norm(dim=-1)).mean().item()
+        return float(((states[1] - states[0]).norm(dim=-1) / states[0].norm(dim=-1)).mean().item())
 
     assert growth() < 6
     if architecture == "olmo2":

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from levelt.engine.frozen import Freezer, Frozen
+from levelt.engine.last_token import read_last_token
 from levelt.engine.paths import (
     Network,
     activity,
@@ -24,7 +25,9 @@ from levelt.engine.paths import (
 from levelt.files import InputError
 from levelt.models.anatomy import locate
 from levelt.models.loading import Decoder
+from levelt.prompts.spans import Span, TokenGroups
 from models_local import END, FAMILIES, tiny, tokenizer
+from test_capture import Prompt
 
 IDS = [11, 45, 23, 70, 8, 33, 90]
 TARGET = 42
@@ -207,3 +210,36 @@ def test_what_cannot_be_traced_is_refused():
     object.__setattr__(freezer.layers[1].value, "matrix", freezer.layers[1].value.matrix * 1.1)
     with pytest.raises(InputError, match="layer 1 of this llama model, frozen, differs"):
         freezer(IDS)
+
+
+def over_one_edge(at: Frozen, layer: int, key: int, mixed: int | None = None) -> torch.Tensor:
+    """Logits of all paths that reach the last token by one attention edge and then stay in its residual, over heads.
+
+    mixed: take what is handed on from this position instead, under the same weights.
+    """
+    network = Network.of(at, "exact", None)
+    arrived = spread(network)[layer].sum(0)  # of all sources, biases among them: the residual
+    frozen_layer, source = at.layers[layer], torch.tensor([key if mixed is None else mixed])
+    norm, of = frozen_layer.of.attention_norm, frozen_layer.of
+    values = frozen_layer.values(arrived[source], source)
+    bias = (of.value.bias + (norm.bias @ of.value.matrix if norm else 0)).view(-1, values.shape[-1])
+    values = values + bias.repeat_interleave(values.shape[-2] // len(bias), 0)  # paths that begin on the edge
+    z = network.weights(layer)[:, -1, key][None, :, None] * values
+    return at.readout(frozen_layer.projected(z, torch.tensor([len(IDS) - 1])))[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_paths_over_one_edge_into_the_last_token_are_the_token_lens(family: str):
+    """The tracer of this study and the lens of the next one, in every layer; a twin hands on another token's value."""
+    loaded, at = frozen(family)
+    edges = {"first": 0, "second": 3, "last": len(IDS) - 1}
+    groups = TokenGroups(tuple(Span(name, key, key + 1) for name, key in edges.items()))
+    tokens = [TARGET, 7, 19]
+    lens = read_last_token(loaded, [Prompt(IDS, groups)], [tokens], list(edges)).lens[0]
+    size = float(torch.tensor(lens).abs().max())
+    for layer in range(len(at.layers)):
+        for group, key in enumerate(edges.values()):
+            expected = torch.from_numpy(lens[layer, group])
+            assert float((over_one_edge(at, layer, key)[tokens] - expected).abs().max()) < TOLERANCE * size
+    twin = over_one_edge(at, 1, 3, mixed=2)[tokens]
+    assert float((twin - torch.from_numpy(lens[1, 1])).abs().max()) > 1e-2 * size

@@ -15,7 +15,7 @@ from levelt.probes import grid, solver
 from levelt.probes.folds import FoldError, check_folds, grouped_folds
 from levelt.probes.grid import out_of_fold
 from levelt.probes.scores import auc, rates
-from levelt.probes.solver import ConvergenceError, Probe, fit, fit_batch, standardise
+from levelt.probes.solver import ConvergenceError, Probe, fit, fit_batch, fit_shared, standardise
 
 Arrays = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
 
@@ -96,6 +96,29 @@ def test_a_batch_equals_its_probes_one_by_one() -> None:
             for problem in range(3):
                 alone = fit(features[rows], labels[problem, rows], 0.02).logits(features)
                 np.testing.assert_allclose(batch.scores[design, problem, 0], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["narrow", "wide", "wide, unlike", "constant in a set"])
+def test_sets_that_share_a_design_equal_their_probes_one_by_one(kind: str) -> None:
+    """What folds share must not show: each set is standardised and solved by its own rows, weights included."""
+    random = np.random.default_rng(0)
+    rows, width = 90, 12 if kind == "narrow" else 260
+    features = random.normal(size=(rows, width)) * np.geomspace(0.1, 10, width) + 50
+    if kind == "wide, unlike":
+        features[0] += 100 * random.normal(size=width)  # the variances with this row are nothing like those without
+    if kind == "constant in a set":
+        features[:, 3] = np.arange(rows) == 0
+    labels = (random.random((2, rows)) < 0.5).astype(np.int64)
+    trained = np.arange(rows) % 3 != np.arange(3)[:, None]
+    weights = trained * np.where(np.arange(rows) < 9, 2.0, 1.0)
+    found = fit_shared(features[None], labels[None], weights, 0.02)
+    assert (found.bounds <= 1e-8).all()
+    for at, used in enumerate(trained):
+        for problem in range(2):
+            alone = fit(features[used], labels[problem, used], 0.02, weights=weights[at, used])
+            scores = found.scores[0, 2 * at + problem, 0]
+            np.testing.assert_allclose(scores, alone.logits(features), rtol=1e-5, atol=2e-5)
+            assert not np.allclose(found.scores[0, 2 * ((at + 1) % 3) + problem, 0], alone.logits(features), atol=0.1)
 
 
 def test_certificate_bounds_the_true_distance(monkeypatch: pytest.MonkeyPatch) -> None:

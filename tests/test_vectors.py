@@ -288,6 +288,13 @@ def test_the_published_files_run_on_any_checkpoint(published: Path):
     table = separability_table(*instruction_vectors(decoder, cases), settings, STATISTICS, 0)
     assert set(table["layer"]) == {-1, 0, 1, 2, 3} and table["n"].iloc[0] == 10
     assert len(behaviour(decoder, cases, 4096)) == 4 * len(cases[0].queries)
+    traced = trace_case(decoder, Freezer(decoder), cases[0], settings)
+    exact = sums_table(traced.sums).set_index("mode")["error"]
+    assert exact["exact"] < 1e-4 < exact["paper"]
+    lengths = [len(prompt.input_ids) for side in cases[0].sides for prompt in side.prompts[:4]]
+    used = traced.tokens.query("mode == 'exact' and wording == 0 and keys == 1")
+    assert len(used) == sum(lengths) and used["total"].notna().all()
+    assert set(paths_table(traced.tokens, STATISTICS, 0)["measure"]) >= {"total"} and len(traced.heads)
 
 
 def byte_level(texts: list[str]) -> PreTrainedTokenizerFast:

@@ -36,8 +36,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
-from levelt.engine.cache import changed_cache, run_prefix
+from levelt.engine.cache import begun, changed_cache, run_prefix
 from levelt.files import InputError
 from levelt.models import hooks
 from levelt.models.loading import Decoder
@@ -238,11 +239,12 @@ class _Batch:
         entry: the layer behind the first one of the cells' windows.
         """
         count, place = len(cells), token - self.start
-        cache = changed_cache(disturbed, lambda states: states[:, :, :token])
+        cache = begun(disturbed, token)
         for index, layer in enumerate(cache.layers):
-            for name in ("keys", "values"):
-                states = getattr(layer, name)
-                setattr(layer, name, states[:1] if index < entry else states.repeat(count, 1, 1, 1))
+            if index < entry:
+                layer.keys, layer.values = layer.keys[:1], layer.values[:1]
+            else:
+                cache.layers[index] = _Shared(layer.keys, layer.values)
         entering = self.entering[entry][:, place:].repeat(count, 1, 1)
         for rows, (index, _) in zip(entering.view(count, len(repeated), *entering.shape[1:]), cells, strict=True):
             rows[:, 0] = self.leaving[self.sites[index]][entry - 1][:, place]
@@ -276,11 +278,41 @@ class _Batch:
         """Probability of the targets behind the last position."""
         parts = self.parts
         hidden = self.decoder.model.base_model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
-        logits = parts.head(hidden[:, -1]).float() * parts.logit_scale
+        logits = parts.head(hidden[:, -1]).float()
+        if parts.logit_scale != 1:  # a pass over rows x vocabulary
+            logits = logits * parts.logit_scale
         if parts.softcap is not None:
             logits = parts.softcap * torch.tanh(logits / parts.softcap)
         found: Tensor = logits.softmax(-1).gather(1, targets[:, None])[:, 0]
         return found
+
+
+class _Shared(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
+    """Keys and values that several blocks of rows begin with, written once beside those of all blocks."""
+
+    def __init__(self, keys: Float[Tensor, "rows heads past d"], values: Float[Tensor, "rows heads past d"]) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(
+        self,
+        key_states: Float[Tensor, "blocks_and_rows heads new d"],
+        value_states: Float[Tensor, "blocks_and_rows heads new d"],
+        *_args: Any,
+        **_kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values of each row."""
+        self.keys, self.values = _behind(self.keys, key_states), _behind(self.values, value_states)
+        return self.keys, self.values
+
+
+def _behind(past: Float[Tensor, "rows heads past d"], new: Float[Tensor, "blocks_and_rows heads new d"]) -> Tensor:
+    columns = past.shape[2]
+    both = new.new_empty((*new.shape[:2], columns + new.shape[2], new.shape[3]))
+    both.view(-1, len(past), *both.shape[1:])[:, :, :, :columns] = past
+    both[:, :, columns:] = new
+    return both
 
 
 @contextmanager

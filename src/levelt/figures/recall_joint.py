@@ -77,8 +77,8 @@ def written(patching: pd.DataFrame) -> pd.DataFrame:
     places = chosen.groupby("receiver", sort=False)["token"].nunique()
     chosen = chosen[chosen["receiver"] == places.idxmax()]
     means = _mean(chosen, ["token", "first"], "mean")
-    most = means.loc[means["value"].idxmax(), "token"]
-    named = {0: _LAST, most: _MOST} if most else {0: _LAST}
+    most = int(means["token"].iloc[int(means["value"].argmax())])
+    named: dict[int, str] = {most: _MOST} | {0: _LAST}
     means = means[means["token"].isin(list(named))]
     return means.assign(line=means["token"].map(named), depth=means["first"] / means["first"].max())
 

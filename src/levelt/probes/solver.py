@@ -6,9 +6,9 @@ penalised. With the intercept minimised out the objective is penalty-strongly co
 Both are computed in float64 from the standardised features themselves, whatever precision found the weights. A probe
 whose bound is too large is refused, never reported.
 
-Probes that share a design (features and training rows) share its decomposition; `levelt.probes.descent` iterates in
-float32, and a few Newton steps whose gradients are exact finish. A design that does not get there is solved again with
-everything in float64 (``precision="float64"`` does that from the start).
+Probes that share features share their preconditioner, also where their training rows differ a little (folds);
+`levelt.probes.descent` iterates in float32, and a few Newton steps whose gradients are exact finish. A design that does
+not get there is solved again with everything in float64 (``precision="float64"`` does that from the start).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -51,7 +52,7 @@ def recall_numbers(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
         "recall.subjects": str(int(pooled["n"].max())),
         "recall.kept": str(int(counts["kept"])),
         "recall.asked": str(int(counts["kept"] + left_out.sum())),
-        "recall.left_out": ", ".join(f"{count} {escape(reason)}" for reason, count in left_out.items() if count),
+        "recall.left_out": ", ".join(f"{count} {escape(str(reason))}" for reason, count in left_out.items() if count),
         "recall.predicted": decimal(100 * counts["predicted"] / counts["kept"], 0),
         "table.recall.curves": _curves_table(pooled),
         "table.recall.sources": _sources_table(pooled),
@@ -106,6 +107,7 @@ def _audit_table(audit: pd.DataFrame) -> str:
 
 
 def _audited(found: pd.DataFrame) -> Sequence[str]:
-    error = found.loc["sum_error"]
-    shown = [f"{error['right']:.0e}".replace("e-0", r"e$-$").replace("e+00", ""), decimal(error["as_released"])]
-    return [*shown, *(decimal(found.loc[name, "as_released"]) for name in ("correlation", "rate_correlation"))]
+    right, wrong = float(found["right"]["sum_error"]), float(found["as_released"]["sum_error"])
+    power = math.ceil(math.log10(right)) if right > 0 else 0
+    shown = [f"$<10^{{{power}}}$" if right > 0 else "0", decimal(wrong)]
+    return [*shown, *(decimal(float(found["as_released"][name])) for name in ("correlation", "rate_correlation"))]
