@@ -46,9 +46,9 @@ def logits(loaded: Decoder, prompt: list[int]) -> torch.Tensor:
 def test_every_cell_is_the_patched_run(family: str):
     """Against one forward pass per cell with `engine.changes`: ragged prompts, several batches."""
     loaded = decoder(family)
-    prompts = ragged([7, 5, 7, 9])
-    places = [2, 0, 6, 3]
-    sources = [residuals(loaded, ragged([6] * 4, seed=seed), [5, 4, 3, 5]) for seed in (1, 2)]
+    prompts = ragged([7, 5, 7, 9, 7])
+    places = [2, 0, 6, 3, 2]
+    sources = [residuals(loaded, ragged([6] * 5, seed=seed), [5, 4, 3, 5, 2]) for seed in (1, 2)]
     donors = torch.stack(sources, 1)
     receivers = [Receiver(tuple(ids), at, WATCHED) for ids, at in zip(prompts, places, strict=True)]
     grid = patch_tuples(loaded, receivers, donors, order=3, batch_tokens=40, ranked=2)
@@ -111,6 +111,33 @@ def test_the_donors_last_state_gives_the_donors_logits():
     assert np.abs(grid.logits[0, 0, grid.cells.index((1,))] - expected).max() > 1e-2
     elsewhere = patch_tuples(loaded, [Receiver(tuple(ids), 2, WATCHED)], donors[None])
     assert np.abs(elsewhere.logits[0, 0, grid.cells.index((2,))] - expected).max() > 1e-2
+
+
+def test_prompts_of_a_batch_keep_their_own_beginnings():
+    """The first token differs, in front of the patch: shared by the cells of a prompt, but not by prompts."""
+    loaded = decoder()
+    prompts = [[17, *ragged([6])[0]], [18, *ragged([6])[0]]]
+    donors = torch.stack([residuals(loaded, ragged([6] * 2, seed=seed), [5, 4]) for seed in (1, 2)], 1)
+    receivers = [Receiver(tuple(ids), 3, WATCHED) for ids in prompts]
+    together = patch_tuples(loaded, receivers, donors[:1].expand(2, -1, -1, -1)).logits
+    for row, receiver in enumerate(receivers):
+        assert np.abs(patch_tuples(loaded, [receiver], donors[:1]).logits[0] - together[row]).max() < 1e-4
+    assert (np.abs(together[0] - together[1]).max(-1) > 1e-2).all()
+    assert (np.abs(patch_tuples(loaded, receivers, donors).logits[1] - together[1]).max(-1)[:, 1:3] > 1e-2).all()
+
+
+def test_the_last_layer_patched_away_from_the_answer_is_exactly_nothing():
+    """Interactions with it are tested for being exactly zero; at the last position it is everything."""
+    loaded = decoder()
+    donors = residuals(loaded, ragged([6]), [5])[None]
+    ids = tuple(ragged([7])[0])
+    found = {at: patch_tuples(loaded, [Receiver(ids, at, WATCHED)], donors) for at in (3, 6)}
+    cells = found[3].cells
+    for cell in [cell for cell in cells if cell[-1:] == (2,)]:
+        of = {at: grid.logits[0, 0, cells.index(cell)] for at, grid in found.items()}
+        assert np.array_equal(of[3], found[3].logits[0, 0, cells.index(cell[:-1])])
+        assert np.abs(of[6] - found[6].logits[0, 0, cells.index(cell[:-1])]).max() > 1e-2
+        assert np.array_equal(of[6], found[6].logits[0, 0, cells.index((2,))])
 
 
 def test_bad_grids_are_refused():

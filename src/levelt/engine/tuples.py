@@ -3,14 +3,16 @@
 A cell patches one position of a prompt behind each layer of a tuple (single layers, pairs, triples): what leaves
 the layer there is replaced. Cells that agree up to a layer are the same run up to there, so the layers are walked once
 and a run is split where a patch makes a difference: a cell (i, j) starts as the cell (i), which starts as the plain
-run. All runs alive at a layer, of all prompts of a batch, go through it as rows of one batch.
+run. All runs alive at a layer, of all prompts of a batch, go through it as rows of one batch. Tokens in front of the
+patched position are run once for all cells; in the last layer only the last token is run whole, of the others only the
+keys and values; and cells whose last residuals are the same are read once.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +20,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import Cache
 
+from levelt.engine.cache import run_prefix
 from levelt.engine.paths import ranks
 from levelt.files import InputError
 from levelt.models import hooks
-from levelt.models.anatomy import Parts
 from levelt.models.loading import Decoder
 from levelt.models.selfcheck import readout
 
@@ -65,10 +68,10 @@ def patch_tuples(
     """Patch each receiver with each of its donors' vectors at every tuple of up to ``order`` layers.
 
     Args:
-        receivers: prompts; all watch equally many tokens. Those of one length share a batch; nothing is padded.
+        receivers: prompts; all watch equally many tokens. Those of one length and position share a batch.
         donors: what replaces the residual behind each layer; several for each receiver, which share its plain run.
         order: largest number of layers patched together.
-        batch_tokens: tokens of all rows of a batch in the widest layer.
+        batch_tokens: tokens that a batch runs in the widest layer.
         ranked: how many of the watched tokens (the first ones) are also ranked among all.
 
     Raises:
@@ -90,95 +93,152 @@ def patch_tuples(
     watched = np.array([receiver.watched for receiver in receivers], dtype=np.int64).reshape(len(receivers), -1)
     shape = (len(receivers), donors.shape[1], len(cells), watched.shape[1])
     logits, rank = np.zeros(shape, np.float32), np.zeros((*shape[:-1], ranked), np.int64)
-    by_length: dict[int, list[int]] = {}
+    groups: dict[tuple[int, int], list[int]] = {}
     for row, receiver in enumerate(receivers):
-        by_length.setdefault(len(receiver.input_ids), []).append(row)
-    widest = max(1, len(cells_of(depth - 1, order))) * donors.shape[1]
-    for length, rows in by_length.items():
-        called = _calls(decoder, receivers[rows[0]].input_ids)
-        step = max(1, batch_tokens // (widest * length))
+        groups.setdefault((len(receiver.input_ids), receiver.position), []).append(row)
+    for (length, position), rows in groups.items():
+        alive = (len(cells_of(depth - 1, order)) - 1) * donors.shape[1]
+        step = max(1, batch_tokens // max(length, alive * (length - position)))
+        ends = [_end(cell, depth, position == length - 1) for cell in cells]
         for begin in range(0, len(rows), step):
             some = rows[begin : begin + step]
-            last = _run(decoder, [receivers[row] for row in some], donors[some], cells, called)
-            chosen = torch.from_numpy(watched[some]).to(last.device)[:, None].expand(-1, donors.shape[1], -1)
-            for index, residual in enumerate(last):
-                everything = readout(parts, residual).float()
-                kept = everything.gather(-1, chosen)
-                logits[some, :, index] = kept.cpu().numpy()
-                of_each = [ranks(everything, kept[..., token]) for token in range(ranked)]
-                rank[some, :, index] = torch.stack(of_each, -1).cpu().numpy()
+            ids = torch.tensor([receivers[row].input_ids for row in some], device=decoder.model.device)
+            last = _run(decoder, ids, position, donors[some], order)
+            chosen = torch.from_numpy(watched[some]).to(ids.device)[:, None]
+            for end in dict.fromkeys(ends):
+                everything = readout(parts, last[end]).float()
+                kept = everything.gather(-1, chosen.expand(-1, everything.shape[1], -1))
+                ranking = [ranks(everything, kept[..., token]) for token in range(ranked)]
+                at = [index for index, other in enumerate(ends) if other == end]
+                block = np.ix_(some, range(donors.shape[1]), at)
+                logits[block] = kept.cpu().numpy()[:, :, None]
+                rank[block] = torch.stack(ranking, -1).cpu().numpy()[:, :, None]
     return Grid(cells, logits, rank)
 
 
-_Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a layer is called with beside the hidden states: masks, position embeddings."""
+def _end(cell: Cell, depth: int, last: bool) -> Cell:
+    """The cell whose last residual is also this one's, which may be patched behind the last layer.
 
-
-def _calls(decoder: Decoder, input_ids: Sequence[int]) -> list[_Call]:
-    """How the model calls its layers for one prompt of this length; the same for all others, row by row."""
-    found: list[_Call] = []
-
-    def hook(_module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        found.append((positional[1:], {name: value for name, value in named.items() if name != "hidden_states"}))
-
-    with ExitStack() as stack:
-        for layer in decoder.parts.layers:
-            stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        ids = torch.tensor([list(input_ids)], device=decoder.model.device)
-        decoder.model.base_model(input_ids=ids, use_cache=False)
-    return found
+    There a patch replaces all that is read, or (away from the last position) nothing.
+    """
+    if cell[-1:] != (depth - 1,):
+        return cell
+    return cell[-1:] if last else cell[:-1]
 
 
 def _run(
     decoder: Decoder,
-    receivers: Sequence[Receiver],
+    ids: Int[Tensor, "rows seq"],
+    position: int,
     donors: Float[Tensor, "rows donors layers d"],
-    cells: Sequence[Cell],
-    called: Sequence[_Call],
-) -> Float[Tensor, "cells rows donors d"]:
-    """The last position's last residual in every cell."""
-    parts = decoder.parts
-    order = len(cells[-1])
-    device = decoder.model.device
-    plain: list[Tensor] = []
-    with hooks.outputs(parts.layers, lambda _layer, hidden: plain.append(hidden)):
-        ids = torch.tensor([list(receiver.input_ids) for receiver in receivers], device=device)
-        decoder.model.base_model(input_ids=ids, use_cache=False)
-    several = (-1, donors.shape[1], -1, -1)
-    at = torch.tensor([receiver.position for receiver in receivers], device=device)[:, None]
-    rows, columns = (torch.arange(count, device=device) for count in donors.shape[:2])
-    donors = donors.to(device, plain[0].dtype)
-    alive: list[Cell] = []
-    states = plain[0].new_empty(0, len(ids), donors.shape[1], *plain[0].shape[1:])
-    with _last_position_only(parts):
-        for index, (layer, (positional, named)) in enumerate(zip(parts.layers, called, strict=True)):
-            if alive:
-                output = layer(states.flatten(0, 2), *positional, **named)
-                states = (output[0] if isinstance(output, tuple) else output).view_as(states)
-            whole = plain[index][:, None].expand(several)[None]
-            if index == len(plain) - 1:  # from here on only the last position counts
-                states, whole, at = states[..., -1:, :], whole[..., -1:, :], at - plain[index].shape[1] + 1
-            split = [place for place, cell in enumerate(alive) if len(cell) < order]
-            patched = torch.cat([whole, states[split]])
-            inside = at[:, 0] >= 0
-            patched[:, rows[inside, None], columns, at[inside]] = donors[inside, :, index]
-            alive += [(index,), *((*alive[place], index) for place in split)]
-            states = torch.cat([states, patched])
-    place = {cell: index for index, cell in enumerate(alive)}
-    return torch.stack([(states[place[cell]] if cell else whole[0])[:, :, -1] for cell in cells])
+    order: int,
+) -> dict[Cell, Float[Tensor, "rows donors_or_one d"]]:
+    """The last position's last residual in every cell without the last layer, and in that of the last layer alone.
 
-
-@contextmanager
-def _last_position_only(parts: Parts) -> Iterator[None]:
-    """In the last layer, what follows attention is computed for the last position: the others have no use.
-
-    What the blocks add there is then broadcast over the other positions, whose residual is wrong and never read.
+    Nothing in front of the patched position changes: its keys and values are computed once, for the plain run, and
+    only the positions from there on are rows of the batch. In the last layer only the last position asks.
     """
+    model, layers = decoder.model, decoder.parts.layers
+    cache = run_prefix(model, ids[:, :position])
+    calls: list[_Call] = []
+    plain: list[Tensor] = []
 
-    def cut(_module: nn.Module, positional: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (positional[0][:, -1:], *positional[1:])
+    def listen(_module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        calls.append((positional[1:], {name: value for name, value in named.items() if name != "hidden_states"}))
 
     with ExitStack() as stack:
-        for module in (parts.projection[-1], parts.mlp[-1]):
-            stack.callback(module.register_forward_pre_hook(cut).remove)
-        yield
+        stack.enter_context(hooks.outputs(layers, lambda _layer, hidden: plain.append(hidden)))
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(listen, with_kwargs=True).remove)
+        model.base_model(input_ids=ids[:, position:], past_key_values=cache, use_cache=True)
+    donors = donors.to(ids.device, plain[0].dtype)
+    count = donors.shape[1]
+    alive: list[Cell] = []
+    states = plain[0].new_empty(0, len(ids), count, *plain[0].shape[1:])
+    for index, layer in enumerate(layers):
+        call = _changed(calls[index], _of_one_row)
+        before = [kept[:, None, :, :position] for kept in (cache.layers[index].keys, cache.layers[index].values)]
+        rows = states.flatten(0, 2)
+        if index == len(layers) - 1:
+            if alive:
+                wanted = _Wanted(count, before)
+                with suppress(_Found):
+                    _through(layer, rows, call, wanted)
+                states = states[..., -1:, :]
+                rows = _through(layer, states.flatten(0, 2), _changed(call, _of_last_position), wanted)
+            break
+        if alive:
+            states = _through(layer, rows, call, _Prefix(count, before)).view_as(states)
+        split = [place for place, cell in enumerate(alive) if len(cell) < order]
+        born = torch.cat([plain[index][None, :, None].expand(-1, -1, count, -1, -1), states[split]])
+        born[..., 0, :] = donors[:, :, index]
+        alive += [(index,), *((*alive[place], index) for place in split)]
+        states = torch.cat([states, born])
+    ends: dict[Cell, Tensor] = dict(zip(alive, rows.view_as(states)[..., -1, :], strict=True))
+    return {**ends, (): plain[-1][:, None, -1], (len(layers) - 1,): donors[:, :, -1]}
+
+
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a layer is called with beside the hidden states: masks, position embeddings, the cache."""
+
+
+def _changed(call: _Call, change: Callable[[Any], Any]) -> _Call:
+    """A call with every argument changed; members of tuples one by one."""
+
+    def within(value: Any) -> Any:
+        return tuple(map(within, value)) if isinstance(value, tuple) else change(value)
+
+    return within(call[0]), {name: within(value) for name, value in call[1].items()}
+
+
+def _of_one_row(value: Any) -> Any:
+    """Masks and positions are the same for all prompts of a batch, which are of one length: one row is enough."""
+    return value[:1] if isinstance(value, Tensor) and value.dim() > 1 else value
+
+
+def _of_last_position(value: Any) -> Any:
+    """Of masks [.., queries, keys], embeddings [.., positions, d] and positions [.., positions] the last position."""
+    if not isinstance(value, Tensor):
+        return value
+    return value[..., -1:, :] if value.dim() > 2 else value[..., -1:]
+
+
+class _Prefix:
+    """Stands in for a cache: what a prompt's first tokens left, for all rows that are runs of the prompt."""
+
+    def __init__(self, count: int, before: Sequence[Float[Tensor, "n 1 heads columns width"]]) -> None:
+        self.count, self.before = count, before
+
+    def update(self, keys: Tensor, values: Tensor, *_others: Any, **_named: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values of the rows [cells x prompts x donors, heads, columns, width], behind the prefix."""
+        return self._behind(keys, 0), self._behind(values, 1)
+
+    def _behind(self, now: Tensor, which: int) -> Tensor:
+        before = self.before[which]
+        now = now.view(-1, len(before), self.count, *now.shape[1:])
+        return torch.cat([before.expand(len(now), -1, self.count, -1, -1, -1), now], -2).flatten(0, 2)
+
+
+class _Found(Exception):
+    """The keys and values are known, which is all a call was for."""
+
+
+class _Wanted(_Prefix):
+    """Stops the first call at its keys and values, and gives them to the second, which asks at fewer positions."""
+
+    found: tuple[Tensor, Tensor] | None = None
+
+    def update(self, keys: Tensor, values: Tensor, *_others: Any, **_named: Any) -> tuple[Tensor, Tensor]:
+        """Raises _Found at the first call."""
+        if self.found is None:
+            self.found = super().update(keys, values)
+            raise _Found
+        return self.found
+
+
+def _through(layer: nn.Module, rows: Float[Tensor, "rows positions d"], call: _Call, cache: _Prefix) -> Tensor:
+    """Rows behind a layer, with another cache."""
+    positional, named = _changed(call, lambda value: cache if isinstance(value, Cache) else value)
+    output = layer(rows, *positional, **named)
+    behind: Tensor = output[0] if isinstance(output, tuple) else output
+    return behind
