@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache
 
-from levelt.engine.cache import run_prefix
+from levelt.engine.cache import changed_cache, run_prefix
 from levelt.engine.paths import ranks
 from levelt.files import InputError
 from levelt.models import hooks
@@ -139,24 +139,16 @@ def _run(
     only the positions from there on are rows of the batch. In the last layer only the last position asks.
     """
     model, layers = decoder.model, decoder.parts.layers
-    cache = run_prefix(model, ids[:, :position])
-    calls: list[_Call] = []
     plain: list[Tensor] = []
-
-    def listen(_module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        calls.append((positional[1:], {name: value for name, value in named.items() if name != "hidden_states"}))
-
-    with ExitStack() as stack:
-        stack.enter_context(hooks.outputs(layers, lambda _layer, hidden: plain.append(hidden)))
-        for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(listen, with_kwargs=True).remove)
-        model.base_model(input_ids=ids[:, position:], past_key_values=cache, use_cache=True)
+    with hooks.outputs(layers, lambda _layer, hidden: plain.append(hidden[:, position:])):
+        cache = run_prefix(model, ids)
+    calls = _calls(decoder, ids[:1, position:], changed_cache(cache, lambda kept: kept[:1, :, :position]))
     donors = donors.to(ids.device, plain[0].dtype)
     count = donors.shape[1]
     alive: list[Cell] = []
     states = plain[0].new_empty(0, len(ids), count, *plain[0].shape[1:])
     for index, layer in enumerate(layers):
-        call = _changed(calls[index], _of_one_row)
+        call = calls[index]
         before = [kept[:, None, :, :position] for kept in (cache.layers[index].keys, cache.layers[index].values)]
         rows = states.flatten(0, 2)
         if index == len(layers) - 1:
@@ -182,6 +174,20 @@ _Call = tuple[tuple[Any, ...], dict[str, Any]]
 """What a layer is called with beside the hidden states: masks, position embeddings, the cache."""
 
 
+def _calls(decoder: Decoder, ids: Int[Tensor, "1 columns"], cache: Cache) -> list[_Call]:
+    """How the model calls its layers for one prompt behind a cache of one row; for all others of this length too."""
+    found: list[_Call] = []
+
+    def listen(_module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        found.append((positional[1:], {name: value for name, value in named.items() if name != "hidden_states"}))
+
+    with ExitStack() as stack:
+        for layer in decoder.parts.layers:
+            stack.callback(layer.register_forward_pre_hook(listen, with_kwargs=True).remove)
+        decoder.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return found
+
+
 def _changed(call: _Call, change: Callable[[Any], Any]) -> _Call:
     """A call with every argument changed; members of tuples one by one."""
 
@@ -189,11 +195,6 @@ def _changed(call: _Call, change: Callable[[Any], Any]) -> _Call:
         return tuple(map(within, value)) if isinstance(value, tuple) else change(value)
 
     return within(call[0]), {name: within(value) for name, value in call[1].items()}
-
-
-def _of_one_row(value: Any) -> Any:
-    """Masks and positions are the same for all prompts of a batch, which are of one length: one row is enough."""
-    return value[:1] if isinstance(value, Tensor) and value.dim() > 1 else value
 
 
 def _of_last_position(value: Any) -> Any:
