@@ -12,7 +12,7 @@ Every ratio is the median over rounds in which the two things it compares take t
   to the top, every path from its source on, a sort per path; with this repository's exact edge operator) /
   `enumerate_paths`. They are checked to agree. speedup_totals: the sum over *all* paths by enumerating them /
   `backward`, at 8 tokens, where they can still be enumerated.
-- grid_passes: rows times layers that `patch_tuples` runs / those of one forward pass per cell.
+- grid_passes: token positions that `patch_tuples` runs through whole layers / those of one forward pass per cell.
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     speedup_grid = share * ratio(slow, lambda: patch_tuples(decoder, receivers, donors), options.rounds)
     cells = cells_of(depth, 2)
     alive = [sum(1 for cell in cells if cell and max(cell) < layer) for layer in range(depth)]
-    grid_passes = (depth + 2 * sum(alive)) / (2 * depth * len(cells))
+    positions = depth * TOKENS + 2 * (sum(alive[:-1]) * (TOKENS - POSITION) + alive[-1])
+    grid_passes = positions / (2 * depth * len(cells) * TOKENS)
     released = [3 + len(cell) for cell in cells if cell]
 
     freezer = Freezer(decoder)

@@ -5,7 +5,7 @@ the layer there is replaced. Cells that agree up to a layer are the same run up 
 and a run is split where a patch makes a difference: a cell (i, j) starts as the cell (i), which starts as the plain
 run. All runs alive at a layer, of all prompts of a batch, go through it as rows of one batch. Tokens in front of the
 patched position are run once for all cells; in the last layer only the last token is run whole, of the others only the
-keys and values; and cells whose last residuals are the same are read once.
+keys and values, which a just patched cell shares with its parent; and cells with one last residual are read once.
 """
 
 from __future__ import annotations
@@ -147,27 +147,65 @@ def _run(
     count = donors.shape[1]
     alive: list[Cell] = []
     states = plain[0].new_empty(0, len(ids), count, *plain[0].shape[1:])
-    for index, layer in enumerate(layers):
-        call = calls[index]
-        before = [kept[:, None, :, :position] for kept in (cache.layers[index].keys, cache.layers[index].values)]
-        rows = states.flatten(0, 2)
-        if index == len(layers) - 1:
-            if alive:
-                wanted = _Wanted(count, before)
-                with suppress(_Found):
-                    _through(layer, rows, call, wanted)
-                states = states[..., -1:, :]
-                rows = _through(layer, states.flatten(0, 2), _changed(call, _of_last_position), wanted)
-            break
+    split: list[int] = []
+    for index, layer in enumerate(layers[:-1]):
         if alive:
-            states = _through(layer, rows, call, _Prefix(count, before)).view_as(states)
+            before = tuple(kept[:, None, :, :position] for kept in _kept(cache, index))
+            states = _through(layer, states.flatten(0, 2), calls[index], _Prefix(count, before)).view_as(states)
         split = [place for place, cell in enumerate(alive) if len(cell) < order]
         born = torch.cat([plain[index][None, :, None].expand(-1, -1, count, -1, -1), states[split]])
         born[..., 0, :] = donors[:, :, index]
         alive += [(index,), *((*alive[place], index) for place in split)]
         states = torch.cat([states, born])
-    ends: dict[Cell, Tensor] = dict(zip(alive, rows.view_as(states)[..., -1, :], strict=True))
-    return {**ends, (): plain[-1][:, None, -1], (len(layers) - 1,): donors[:, :, -1]}
+    ends = {(): plain[-1][:, None, -1], (len(layers) - 1,): donors[:, :, -1]}
+    if alive:
+        known = _last_keys(layers[-1], calls[-1], states, _kept(cache, -1), position, split)
+        asking = states[..., -1:, :]
+        rows = _through(layers[-1], asking.flatten(0, 2), _changed(calls[-1], _of_last_position), _Known(known))
+        ends |= dict(zip(alive, rows.view_as(asking)[..., 0, :], strict=True))
+    return ends
+
+
+_Pair = tuple[Tensor, Tensor]
+"""Keys and values."""
+
+
+def _kept(cache: Any, layer: int) -> _Pair:
+    return cache.layers[layer].keys, cache.layers[layer].values
+
+
+def _last_keys(
+    layer: nn.Module,
+    call: _Call,
+    states: Float[Tensor, "cells n donors columns d"],
+    plain: _Pair,
+    position: int,
+    split: Sequence[int],
+) -> _Pair:
+    """Keys and values of the last layer, [cells x n x donors, heads, seq, width].
+
+    A cell that was just patched has its parent's, but at the patched position; and there all these cells have the same.
+
+    Args:
+        states: the older cells, the child of the plain run, and the children of the older cells ``split``.
+        plain: the plain run's, [n, heads, seq, width].
+    """
+    cells, count, donors = states.shape[:3]
+    older = cells - 1 - len(split)
+    patched = _keys(layer, states[older, :, :, :1].flatten(0, 1), _changed(call, _of_first_position))
+    computed = _keys(layer, states[:older].flatten(0, 2), call) if older else patched
+    found = []
+    for of_plain, of_patched, of_older in zip(plain, patched, computed, strict=True):
+        whole = of_plain.new_empty(cells, count, donors, *of_plain.shape[1:])
+        whole[..., :position, :] = of_plain[:, None, :, :position]
+        behind = whole[..., position:, :]
+        if older:
+            behind[:older] = of_older.view(older, count, donors, *of_older.shape[1:])
+            behind[older + 1 :] = behind[list(split)]
+        behind[older] = of_plain[:, None, :, position:]
+        behind[older:, ..., :1, :] = of_patched.view(count, donors, *of_patched.shape[1:])
+        found.append(whole.flatten(0, 2))
+    return found[0], found[1]
 
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -204,13 +242,20 @@ def _of_last_position(value: Any) -> Any:
     return value[..., -1:, :] if value.dim() > 2 else value[..., -1:]
 
 
+def _of_first_position(value: Any) -> Any:
+    """The same for the first position."""
+    if not isinstance(value, Tensor):
+        return value
+    return value[..., :1, :] if value.dim() > 2 else value[..., :1]
+
+
 class _Prefix:
     """Stands in for a cache: what a prompt's first tokens left, for all rows that are runs of the prompt."""
 
     def __init__(self, count: int, before: Sequence[Float[Tensor, "n 1 heads columns width"]]) -> None:
         self.count, self.before = count, before
 
-    def update(self, keys: Tensor, values: Tensor, *_others: Any, **_named: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, *_others: Any, **_named: Any) -> _Pair:
         """Keys and values of the rows [cells x prompts x donors, heads, columns, width], behind the prefix."""
         return self._behind(keys, 0), self._behind(values, 1)
 
@@ -220,24 +265,41 @@ class _Prefix:
         return torch.cat([before.expand(len(now), -1, self.count, -1, -1, -1), now], -2).flatten(0, 2)
 
 
-class _Found(Exception):
-    """The keys and values are known, which is all a call was for."""
+class _Known:
+    """Stands in for a cache that has all keys and values, those of the asking position too."""
+
+    def __init__(self, known: _Pair) -> None:
+        self.known = known
+
+    def update(self, *_others: Any, **_named: Any) -> _Pair:
+        """What is known."""
+        return self.known
 
 
-class _Wanted(_Prefix):
-    """Stops the first call at its keys and values, and gives them to the second, which asks at fewer positions."""
-
-    found: tuple[Tensor, Tensor] | None = None
-
-    def update(self, keys: Tensor, values: Tensor, *_others: Any, **_named: Any) -> tuple[Tensor, Tensor]:
-        """Raises _Found at the first call."""
-        if self.found is None:
-            self.found = super().update(keys, values)
-            raise _Found
-        return self.found
+class _Enough(Exception):
+    """The keys and values are there, which is all a call was for."""
 
 
-def _through(layer: nn.Module, rows: Float[Tensor, "rows positions d"], call: _Call, cache: _Prefix) -> Tensor:
+class _Stop:
+    """Stands in for a cache that ends the call of a layer when it gets the keys and values."""
+
+    found: _Pair
+
+    def update(self, keys: Tensor, values: Tensor, *_others: Any, **_named: Any) -> _Pair:
+        """Keeps them."""
+        self.found = keys, values
+        raise _Enough
+
+
+def _keys(layer: nn.Module, rows: Float[Tensor, "rows positions d"], call: _Call) -> _Pair:
+    """Keys and values of rows in a layer, which is not run any further."""
+    stop = _Stop()
+    with suppress(_Enough):
+        _through(layer, rows, call, stop)
+    return stop.found
+
+
+def _through(layer: nn.Module, rows: Float[Tensor, "rows positions d"], call: _Call, cache: object) -> Tensor:
     """Rows behind a layer, with another cache."""
     positional, named = _changed(call, lambda value: cache if isinstance(value, Cache) else value)
     output = layer(rows, *positional, **named)
