@@ -49,7 +49,6 @@ AUDITED = STUDY.audit.models if STUDY.audit else []
 if AUDITED:
     FIGURE_TABLES["audit"] = ["audit"]
     REPORT_TABLES.append("audit")
-REPORT_PARTS = []
 VECTOR_FILES = ["effects", "separability", "projection", "tokens", "heads", "sums"]
 VECTOR_TABLES = ["contrastive", "patching", "vectors", "interaction", "separability", "projection"]
 VECTOR_TABLES += ["paths", "path_sums", "activity", "circuits", "circuit_keys", "vectors_stages"]
