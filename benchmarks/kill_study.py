@@ -1,6 +1,9 @@
-"""Kill the smoke study at random moments, and see that it completes, is recorded and verified: nothing half-written.
+"""Kill a study at random moments and its recording too; see that it completes, is verified, and is the same again.
 
-`python -m benchmarks.kill_study --kills 10`. The last line is a JSON object.
+`python -m benchmarks.kill_study --kills 10 --commit-kills 5` clones the repository, runs the smoke study in the clone
+(`--config` names another, `--longest` the longest time a run gets before it is killed), and kills it. With
+`--reference FOLDER`, a checkout where the same study was made, every artifact is compared with the one there: a second
+regeneration. The last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -15,59 +18,121 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+from levelt.files import sha256
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = "config/smoke.yaml"
+
+
+class Clone:
+    """A clone of the repository in which one study runs."""
+
+    def __init__(self, path: Path, config: str, cores: str) -> None:
+        self.path, self.config = path, config
+        self.name: str = yaml.safe_load((ROOT / config).read_text(encoding="utf-8"))["study"]
+        self.study = ["snakemake", "--cores", cores, "--configfile", config]
+        if not path.exists():
+            subprocess.run(["git", "clone", "-q", str(ROOT), str(path)], check=True)
+            shutil.rmtree(path / "data/remote", ignore_errors=True)
+        self.environment = {**os.environ, "PYTHONPATH": str(path / "src")}
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a module of this Python there, to its end."""
+        words = [sys.executable, "-m", *command]
+        return subprocess.run(words, cwd=self.path, env=self.environment, capture_output=True, text=True)
+
+    def ledger(self, action: str) -> subprocess.CompletedProcess[str]:
+        """`levelt ledger ACTION`."""
+        return self.run("levelt.cli", "ledger", action, "--config", self.config)
+
+    def killed(self, command: Sequence[str], after: float) -> bool:
+        """Start a module and kill it and all its children after some seconds; false if it had finished."""
+        words = [sys.executable, "-m", *command]
+        process = subprocess.Popen(
+            words, cwd=self.path, env=self.environment, start_new_session=True, stderr=-3, stdout=-3
+        )
+        try:
+            process.wait(after)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+        return False
+
+    def half_written(self) -> list[str]:
+        """Files that a reader could take for whole ones and are not."""
+        empty = [path for path in (self.path / "data" / self.name).rglob("*.*") if path.is_file()]
+        return [str(path) for path in empty if not path.name.startswith(".") and path.stat().st_size == 0]
+
+    def temporary(self) -> list[str]:
+        """Temporary files under the study's folders."""
+        found = (path for root in ("data", "figures", "paper") for path in (self.path / root / self.name).rglob(".*"))
+        return [str(path) for path in found if path.is_file() and path.name != ".snakemake_timestamp"]
+
+
+def compare(clone: Clone, reference: Path) -> dict[str, Any]:
+    """Every recorded artifact of the clone against the same path in another checkout, by SHA-256."""
+    book = json.loads((clone.path / f"docs/provenance/{clone.name}.json").read_text(encoding="utf-8"))
+    made = sorted({path for job in book["jobs"] for path in job["outputs"]})
+    absent = [path for path in made if not (reference / path).is_file()]
+    differ = [path for path in made if path not in absent and sha256(reference / path) != book["files"][path][0]]
+    return {"artifacts": len(made), "identical": len(made) - len(absent) - len(differ), "different": differ,
+            "not_in_reference": absent}  # fmt: skip
 
 
 def main() -> None:
-    """Run, kill, resume; then commit and verify."""
+    """Run, kill, resume; record, kill, resume; verify; compare."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="config/smoke.yaml")
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--commit-kills", type=int, default=5)
     parser.add_argument("--longest", type=float, default=40.0, help="seconds after which a run is killed at the latest")
+    parser.add_argument("--cores", default="2")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reference", type=Path, help="a checkout to compare every artifact with")
+    parser.add_argument("--work", type=Path, help="folder of the clone; kept, and continued if it exists")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory(prefix="levelt-kill-") as name:
-        work = Path(name) / "work"
-        subprocess.run(["git", "clone", "-q", str(ROOT), str(work)], check=True)
-        shutil.rmtree(work / "data/remote", ignore_errors=True)
-        environment = {**os.environ, "PYTHONPATH": str(work / "src")}
-
-        def run(*command: str) -> subprocess.CompletedProcess[str]:
-            words = [sys.executable, "-m", *command]
-            return subprocess.run(words, cwd=work, env=environment, capture_output=True, text=True)
-
-        study = ["snakemake", "--cores", "2", "--configfile", CONFIG]
-        kills, unreadable = 0, 0
-        while kills < arguments.kills:
-            words = [sys.executable, "-m", *study]
-            process = subprocess.Popen(words, cwd=work, env=environment, start_new_session=True, stderr=-3, stdout=-3)
-            try:
-                process.wait(draw.uniform(2, arguments.longest))
-                break  # done before the moment came
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                kills += 1
+    with tempfile.TemporaryDirectory(prefix="levelt-kill-") as folder:
+        clone = Clone(arguments.work or Path(folder) / "work", arguments.config, arguments.cores)
+        kills, half = 0, 0
+        while kills < arguments.kills and clone.killed(clone.study, draw.uniform(2, arguments.longest)):
+            kills += 1
             time.sleep(0.5)
-            run(*study, "--unlock")
-            unreadable += sum(path.stat().st_size == 0 for path in (work / "data").rglob("*.parquet"))
-        done = run(*study)
-        run("levelt.cli", "ledger", "stages", "--config", CONFIG)
-        recorded = run("levelt.cli", "ledger", "commit", "--config", CONFIG)
-        verified = run("levelt.cli", "ledger", "verify", "--config", CONFIG)
-        print(done.stderr[-4000:], recorded.stderr, verified.stdout)
-        left = [str(p) for p in (work / "data").rglob(".*") if p.is_file() and p.name != ".snakemake_timestamp"]
-        result = {
+            clone.run(*clone.study, "--unlock")
+            half += len(clone.half_written())
+        done = clone.run(*clone.study)
+        clone.ledger("stages")
+        commit = ["levelt.cli", "ledger", "commit", "--config", arguments.config]
+        commit_kills, window = 0, 30.0
+        while commit_kills < arguments.commit_kills and window > 1:
+            started = time.monotonic()
+            if clone.killed(commit, draw.uniform(0.5, window)):
+                commit_kills += 1
+            else:  # recorded before the moment came: forget it, and come earlier
+                window = 0.9 * (time.monotonic() - started)
+                (clone.path / "dvc.lock").unlink(missing_ok=True)
+                (clone.path / f"docs/provenance/{clone.name}.json").unlink(missing_ok=True)
+        recorded = clone.ledger("commit")
+        verified = clone.ledger("verify")
+        print(done.stderr[-4000:] if done.returncode else "", recorded.stderr, verified.stdout)
+        result: dict[str, Any] = {
+            "study": clone.name,
             "kills": kills,
             "completed": done.returncode == 0,
+            "half_written_seen": half,
+            "commit_kills": commit_kills,
             "recorded": recorded.returncode == 0,
             "verified": verified.returncode == 0,
-            "empty_files_seen": unreadable,
-            "temporary_files_left": len(left),
+            "temporary_files_left": clone.temporary(),
         }
+        if arguments.reference and recorded.returncode == 0:
+            result["compared"] = compare(clone, arguments.reference.resolve())
     print(json.dumps(result))
 
 

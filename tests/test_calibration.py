@@ -19,6 +19,7 @@ from levelt.statistics.correlation import cronbach_alpha, kendall, largest_tau, 
 from levelt.statistics.permutation import max_t, sign_flip_test, sign_flips
 from levelt.statistics.resampling import cluster_draws
 from levelt.studies.asymmetry import study_tables
+from levelt.studies.claims import judge_all
 from levelt.studies.conditions import spread_table
 from levelt.studies.estimates import Builder, Resampling, stack
 from levelt.studies.evidence import Samples, collect
@@ -223,13 +224,66 @@ def found(tables: dict[str, pd.DataFrame]) -> dict[str, bool]:
         "stages": stages["ci_low"] > 0,
         "layers": bool((layers[[2, 3]] < 0.05).all()),
         "first layer": layers[1] < 0.05,
+        **{name: verdicts(tables)[f"asymmetry.{name}"] == "supported" for name in ("spread.output", "tuning.output")},
     }
+
+
+def verdicts(tables: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """What the study says of each claim on these tables."""
+    return {claim.id: claim.verdict for claim in judge_all(tables)}
 
 
 def test_a_planted_asymmetry_is_recovered_from_activations() -> None:
     strength = {"instruction_first": 4.0, "sample_first": 4.0, "demonstrations": 0.0, "block_instruction_to_all": 0.0}
     claims = found(through_probes(strength, 0))
-    assert claims == {"spread": True, "blocking": True, "stages": True, "layers": True, "first layer": False}
+    assert not claims.pop("first layer") and all(claims.values()), claims
+
+
+def selected(strength: float, seed: int, pairs: int = 80) -> dict[str, pd.DataFrame]:
+    """All tables of activations in which the sample carries both properties whatever is asked, and the decision of
+    layers 2 and 3 carries more of the asked one by ``strength``; nothing of it where the instruction is blocked."""
+    random = np.random.default_rng(seed)
+    first = synthetic.prompts("t", pairs, seed, "positive").query("condition == 'instruction_first'")
+    first = first.assign(unasked=np.repeat(random.permutation(["yes", "no"] * (pairs // 2)), 2))
+    other = first.assign(
+        condition="other_instruction", answer=first["unasked"], prompt_id="other-" + first["sample_id"]
+    )
+    table = pd.concat([first, other], ignore_index=True)
+    arrays, shown = {}, []
+    for condition, part in (
+        ("instruction_first", first),
+        ("other_instruction", other),
+        ("block_instruction_to_all", first),
+        ("other_block_instruction_to_all", other),
+    ):
+        label, unasked = ((part[name] == "yes").to_numpy(dtype=float)[:, None] for name in ("label", "unasked"))
+        values = random.normal(size=(2, len(part), synthetic.LAYERS + 1, synthetic.WIDTH)).astype(np.float32)
+        sample, decision = values
+        # the unasked property is the easier one, at every position: a difference in kind, and no selection
+        for role, weight in ((sample, 1.0), (decision, 0.5)):
+            role[:, 1:, 0] += 1.5 * weight * label
+            role[:, 1:, 1] += 2.5 * weight * unasked
+        read = 0.0 if "block" in condition else strength
+        decision[:, 2:, 2] += read * (unasked if condition == "other_instruction" else label)
+        arrays[condition] = {"sample.residual": sample, "decision.residual": decision}
+        shown.append(synthetic.behaviour(part.assign(condition=condition), 0.9 if read else 0.5, seed))
+    settings = Probes(folds=4, roles=["sample", "decision"], targets=["label", "unasked"])
+    result = probe_task(table, arrays, settings, Statistics(draws=100), seed, "t")
+    names = {"model": "m-sft", "task": "t"}
+    evidence = collect(describe_models(MODELS[1:]), [pd.concat(shown).assign(**names)], [result.hits.assign(**names)])
+    return study_tables(evidence, result.probes.assign(**names), Statistics(draws=300), seed)
+
+
+@pytest.mark.parametrize("strength", [0.0, 3.0])
+def test_selection_is_found_where_it_was_planted_and_a_difference_in_kind_is_not(strength: float) -> None:
+    tables = selected(strength, 0, 150)
+    told = verdicts(tables)
+    assert (told["asymmetry.selection.decision"] == "supported") is bool(strength)
+    assert told["asymmetry.selection.sample"] != "contradicted"
+    assert told["asymmetry.selection.decision.blocked"] != "contradicted"
+    layers = tables["selection_layers"].query("task == 't' and role == 'decision' and target == 'all'")
+    found = layers.query("condition == 'instruction_first'").set_index("layer")
+    assert list(found.index[(found["p_adjusted"] < 0.05) & (found["estimate"] > 0.05)]) == ([2, 3] if strength else [])
 
 
 def test_a_planted_null_is_not_found() -> None:

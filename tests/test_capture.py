@@ -5,6 +5,7 @@ Tolerance: 1e-5 of the largest expected value, float32 (measured: below 5e-7); t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ import torch
 
 from levelt.config import Engine
 from levelt.engine.capture import Captured, Read, capture, sweep
-from levelt.engine.plans import Block, Plan, condition
+from levelt.engine.plans import Block, Plan, condition, covers
 from levelt.engine.run import read_prompts
+from levelt.engine.sharing import PlacedPlans
 from levelt.files import InputError
 from levelt.models.anatomy import locate
 from levelt.models.loading import Decoder
@@ -470,6 +472,43 @@ def test_a_sweep_runs_only_what_a_plan_can_change():
     isolated = found["isolate_sample"]["sample.residual"]
     assert gap(both["mixed"]["sample.residual"][1::2], isolated[1::2]) < TOLERANCE
     assert gap(both["mixed"]["sample.residual"][::2], found["plain"]["sample.residual"][::2]) < TOLERANCE
+
+
+def allowed(plan: Plan, item: Prompt) -> list[set[tuple[int, int]]]:
+    """By query, the (layer, key) pairs that causality and a plan leave."""
+    length = len(item.input_ids)
+    inside = [
+        [{at for a, b in side.ranges(item.groups, length) for at in range(a, min(b, length))} for side in sides]
+        for sides in ((block.queries, block.keys) for block in plan.blocks)
+    ]
+    return [
+        {
+            (layer, key)
+            for layer in range(LAYERS)
+            for key in range(query + 1)
+            if not any(
+                query in queries and key in keys and covers(block.layers, layer)
+                for block, (queries, keys) in zip(plan.blocks, inside, strict=True)
+            )
+        }
+        for query in range(length)
+    ]
+
+
+def test_plans_agree_in_front_of_the_first_position_that_sees_something_else():
+    """Against edges listed one by one; and what the earlier plan removed there counts for the later one too."""
+    plans = {name: condition(name) for name in PLANS if name != "block_nothing"}
+    plans["layers"] = Plan((Block.of("after:instruction", "instruction", (1, 1)),))
+    plans["behind"] = Plan((Block.of("all", "sample"),))  # most of its queries stand in front of its keys
+    placed = PlacedPlans(PROMPTS, plans, LAYERS, "prompt")
+    for name, other in itertools.product(plans, [None, *plans]):
+        for row, item in enumerate(PROMPTS):
+            mine, theirs = (allowed(plans[key] if key else Plan(), item) for key in (name, other))
+            apart = [at for at, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1]]
+            assert placed.first(name, other)[row] == (apart[0] if apart else len(item.input_ids)), (name, other)
+    # to_sample removes nothing at the decision, where its run starts: refused as void if the rest did not count
+    chosen = placed.starts(["block_instruction_to_all", "block_instruction_to_sample"])
+    assert [source for source, _ in chosen.values()] == [None, "block_instruction_to_all"]
 
 
 @pytest.mark.parametrize("each", [False, True])

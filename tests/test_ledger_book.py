@@ -314,19 +314,11 @@ def test_trace_needs_no_pull(published: Toy, tmp_path: Path) -> None:
     assert {job["where"] for job in tree["jobs"]} == {"pulled"}
 
 
-def test_every_link_of_the_site_leads_somewhere(toy: Toy) -> None:
+def test_the_site_is_the_same_again(toy: Toy) -> None:
     index = toy.path / toy.ledger("site").stdout.strip()
-    first = index.with_name("line.html").read_bytes()
-    for page in index.parent.glob("*.html"):
-        text = page.read_text(encoding="utf-8")
-        for link in re.findall(r'(?:href|src)="([^"]+)"', text):
-            if link.startswith("#"):
-                assert f'id="{link[1:]}"' in text, link
-            else:
-                assert (page.parent / link).exists(), link
-    assert "<svg" in first.decode() and "it is so" in index.read_text()
+    pages = {path: path.read_bytes() for path in index.parent.iterdir() if path.is_file()}
     toy.ledger("site")
-    assert index.with_name("line.html").read_bytes() == first
+    assert pages == {path: path.read_bytes() for path in index.parent.iterdir() if path.is_file()}
 
 
 def test_recompute_compares(toy: Toy) -> None:

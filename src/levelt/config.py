@@ -398,8 +398,8 @@ class Controls(Section):
     tasks: list[Name] = Field([], description="Tasks that get the slow controls; empty: all.")
     penalties: list[Annotated[float, Field(gt=0)]] = Field(
         [],
-        description="If not empty, the control nested_penalty: label probes whose penalty is chosen among these in nested "
-        "folds. Needs 3 folds.",
+        description="If not empty, the control nested_penalty: label probes whose penalty is chosen among these in "
+        "nested folds. Needs 3 folds.",
     )
     draws: int = Field(3, ge=1, description="Random labellings of each kind.")
     sizes: list[int] = Field(

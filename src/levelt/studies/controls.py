@@ -39,15 +39,16 @@ def controls_task(
 ) -> pd.DataFrame:
     """The controls of one model on one task, in the conditions of ``probes.controls``.
 
-    Args: see `levelt.studies.information.probe_task`; ``model`` says whether it gets the slow controls. Random draws depend on (seed, task) only, so that all models,
-    conditions, roles and layers are probed for the same random labels on the same subsets.
+    Args: see `levelt.studies.information.probe_task`; ``model`` says whether it gets the slow controls. Random draws
+    depend on (seed, task) only, so that all models, conditions, roles and layers are probed for the same random labels
+    on the same subsets.
 
     Returns:
         One row per kind, condition, role, target, layer and draw (or training size), with `COLUMNS`; what a kind does
         not have is missing.
     """
     chosen = {name: arrays for name, arrays in activations.items() if name in probes.controls.conditions}
-    parts = []
+    parts: list[pd.DataFrame] = []
     for number, cell in enumerate(cells_of(prompts, chosen, probes, seed, task)):
         try:
             parts.extend(_rows(cell, probes, seed, task, baselines=number % len(probes.roles) == 0))

@@ -150,7 +150,8 @@ def projection_table(rows: pd.DataFrame, vectors: Floats) -> pd.DataFrame:
     frames = []
     for layer in range(vectors.shape[1]):
         model = PCA(2, svd_solver="full")
-        places = model.fit_transform(vectors[:, layer])
+        with np.errstate(invalid="ignore"):  # embeddings of one token do not differ at all
+            places = model.fit_transform(vectors[:, layer])
         signs = np.sign(places[np.abs(places).argmax(0), range(2)])  # the sign of a component means nothing
         frames.append(
             rows.assign(
