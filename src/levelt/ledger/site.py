@@ -183,8 +183,10 @@ def _job(job: Mapping[str, Any], revision: str | None, out: Path) -> str:
 
 def _files(files: Iterable[Mapping[str, Any]], out: Path, revision: str | None = None) -> str:
     rows = []
+    address = _address() if revision else None
     for file in files:
-        link = _source(file["path"], revision) or (_to(file["path"], out) if Path(file["path"]).is_file() else None)
+        path = file["path"]
+        link = f"{address}/blob/{revision}/{path}" if address else _to(path, out) if Path(path).is_file() else None
         name = f'<a href="{link}">{escape(file["path"])}</a>' if link else escape(file["path"])
         more = f"<td>{escape(file['origin'])}</td><td>{escape(file['licence'])}</td>" if "origin" in file else ""
         rows.append(
@@ -200,11 +202,6 @@ def _commit(revision: str | None) -> str:
     address = _address()
     short = f"<code>{revision[:10]}</code>"
     return f'<a href="{address}/commit/{revision}">{short}</a>' if address else short
-
-
-def _source(path: str, revision: str | None) -> str | None:
-    address = _address()
-    return f"{address}/blob/{revision}/{path}" if address and revision else None
 
 
 def _address() -> str | None:
