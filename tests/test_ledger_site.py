@@ -71,11 +71,11 @@ def test_every_link_of_every_page_leads_somewhere(site: Path) -> None:
     read: dict[Path, str] = {}
     assert broken(site, read) == []
     assert {path.name for path in read} == {path.name for path in site.parent.glob("*.html")}, "every page is reached"
-    assert {"index.html", "claims.html", "numbers.html", "line.html"} <= {path.name for path in read}
-    claims = site.with_name("claims.html").read_text(encoding="utf-8")
+    assert {"index.html", "all-claims.html", "all-numbers.html", "line.html"} <= {path.name for path in read}
+    claims = site.with_name("all-claims.html").read_text(encoding="utf-8")
     assert 'id="claim.c1"' in claims and 'id="claim.toy.c1"' in claims and "it is so" in claims and "<svg" in claims
-    numbers = site.with_name("numbers.html").read_text(encoding="utf-8")
-    assert 'id="verdicts.supported"' in numbers and 'href="claims.html#claim.c1"' in numbers
+    numbers = site.with_name("all-numbers.html").read_text(encoding="utf-8")
+    assert 'id="verdicts.supported"' in numbers and 'href="all-claims.html#claim.c1"' in numbers
     line = site.with_name("line.html")
     text = line.read_text(encoding="utf-8")
     line.write_text(text.replace("index.html", "index2.html").replace('href="#tables"', 'href="#tablez"'))
@@ -125,7 +125,7 @@ def test_numbers_in_the_pdf_lead_to_their_rows(root: Path, tmp_path: Path) -> No
     text = b"".join([data, *map(_inflated, streams)]).decode("latin-1")
     links = sorted(set(re.findall(r"/URI ?\((.*?)\)", text)))
     to = "../../docs/provenance/s"
-    rows = ["claims.html#claim.c1", "numbers.html#a.b_c", "numbers.html#level", "numbers.html#table.a"]
+    rows = ["all-claims.html#claim.c1", *(f"all-numbers.html#{key}" for key in ("a.b_c", "level", "table.a"))]
     assert links == [f"{to}/{row}" for row in rows]
     (tmp_path / "numbers.tex").write_text(render({"study": "s"}), encoding="utf-8")
     with pytest.raises(Exception, match=r"a\.b_c"):

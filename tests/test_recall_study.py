@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from levelt.cli import main
-from levelt.config import Recall, RecallTemplate, Statistics, Tracing
+from levelt.config import ListingFiles, Recall, RecallTemplate, Statistics, Tracing, load, settings_json
 from levelt.files import InputError, read_arrays, read_json
 from levelt.ledger.numbers import typed_numbers
 from levelt.prompts.spans import Span, TokenGroups
@@ -187,6 +187,29 @@ def test_the_authors_songs_are_complete(published: Path, make: Any):
             if prompt.step == k:
                 text = made.decode(list(prompt.input_ids), skip_special_tokens=True)
                 assert text.rstrip(" ") == queries[prompt.subject].rstrip(" ")
+
+
+@pytest.mark.published
+def test_the_authors_songs_run_through_every_reading(published: Path, root: Path, tmp_path: Path):
+    """The example config on a tiny model: all subjects at all steps; traces of the first two."""
+    example = load(root / "config/examples/songs.yaml")
+    assert example.recall is not None and isinstance(example.recall.source, ListingFiles)
+    keys = [f"engine.{name}" for name in ("dtype", "device", "attention", "threads", "batch_tokens")]
+    settings = json.loads(settings_json(example, "seed", "recall", *keys))
+    names = [Path(path).name for path in example.recall.source.paths]
+    settings["recall"]["source"]["paths"] = [str(published / "one_to_many_recall" / name) for name in names]
+    settings["recall"]["tracing"] |= {"subjects": 2, "draws": 2}
+    save(tiny("llama", max_position_embeddings=512), tmp_path / "model")
+    checkpoint = {"path": str(tmp_path / "model"), "family": "llama", "size": "t", "stage": "sft"}
+    options = json.dumps({"seed": 3, "checkpoints.tiny": checkpoint})
+    main(["checkpoint", "--settings", options, "--id", "tiny", "--out", str(tmp_path / "manifest.json")])
+    run_recall(tmp_path, tmp_path / "out", settings)
+    arrays, about = read_arrays(tmp_path / "out" / "decode.safetensors")
+    assert about["prompts"] == {"1": 206, "2": 206, "3": 206}
+    readings = {"attention", "mlp", "lens", "knocked_mlp", "heads"}
+    assert all(np.isfinite(arrays[f"step{step}.{name}"]).all() for step in (1, 2, 3) for name in readings)
+    traces = pd.read_parquet(tmp_path / "out" / "traces.parquet")
+    assert (traces.groupby(["step", "noised"])["subject"].nunique() == 2).all() and traces["step"].nunique() == 3
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
@@ -410,11 +433,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_recall(folder: Path, out: Path) -> None:
+def run_recall(folder: Path, out: Path, settings: Any = None) -> None:
     names = {"prompts": "parquet", "decode": "safetensors", "traces": "parquet", "summary": "json"}
     files = [part for name, kind in names.items() for part in (f"--{name}", str(out / f"{name}.{kind}"))]
     manifest = ["--model-manifest", str(folder / "manifest.json")]
-    assert main(["recall", "--settings", json.dumps(SETTINGS), *manifest, *files]) in (0, None)
+    assert main(["recall", "--settings", json.dumps(settings or SETTINGS), *manifest, *files]) in (0, None)
 
 
 def test_results_are_the_same_bytes_again(study: Path, tmp_path: Path):

@@ -248,6 +248,7 @@ def test_a_file_task_on_a_local_checkpoint(smoke: SmokeRun) -> None:
             label = "yes" if good else "no"
             text = f"The cat number {number} {'sleeps' if good else 'sleep'} “well” — naïve ✓."
             row = {"context": text, "question": question, "label": label, "element_id": 2**62 + 2 * number + good}
+            row["order_id"] = number
             rows.append(json.dumps(row, ensure_ascii=number % 2 == 0))
     bad = ["", '{"context": "no label", "question": "?", "element_id": 1, "label": null}', rows[0]]
     (path / "mine.jsonl").write_text("\n".join([*rows, *bad]) + "\n", encoding="utf-8")
@@ -264,6 +265,7 @@ def test_a_file_task_on_a_local_checkpoint(smoke: SmokeRun) -> None:
     assert [row["line"] for row in report["refused_rows"]] == [81, 82, 83]
     samples = pd.read_parquet(path / "data/mine/samples/blimp.parquet")
     assert str(2**62 + 1) in set(samples["sample_id"]), "64-bit ids survive"
+    assert (samples.groupby("pair_id").size() == 2).all() and samples["pair_id"].nunique() == 40
     behaviour = pd.read_csv(path / "data/mine/tables/behaviour.csv")
     assert (behaviour["n"] == 80).all() and len(behaviour) == 3
     assert (path / "paper/mine/report.pdf").stat().st_size > 50_000

@@ -228,6 +228,7 @@ def _inside(at: Int[Tensor, "rows columns"], bounds: Int[Tensor, "rows ranges 2"
 
 
 _IN_FORCE: ContextVar[Blocked | None] = ContextVar("levelt_plan", default=None)
+_SWITCHED: ContextVar[PreTrainedModel | None] = ContextVar("levelt_switched", default=None)
 
 
 def in_force() -> Blocked | None:
@@ -245,13 +246,14 @@ def blocked_kernel(model: PreTrainedModel) -> Iterator[None]:
         InputError: the model's kernel has no blocked twin.
     """
     ordinary = model.config._attn_implementation
-    if ordinary in BLOCKED.values():
+    if _SWITCHED.get() is model:
         yield
         return
     if ordinary not in BLOCKED:
         raise InputError(f"attention cannot be blocked with the {ordinary} kernel; choose one of {', '.join(BLOCKED)}")
     if ordinary == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
         raise InputError("attention cannot be blocked in a GPT-2 with reorder_and_upcast_attn and the eager kernel")
+    token = _SWITCHED.set(model)
     try:
         model.set_attn_implementation(BLOCKED[ordinary])
         if model.config._attn_implementation != BLOCKED[ordinary]:
@@ -259,6 +261,7 @@ def blocked_kernel(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(ordinary)
+        _SWITCHED.reset(token)
 
 
 @contextmanager

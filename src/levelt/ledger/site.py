@@ -35,7 +35,8 @@ background: #f6f6f6; padding: .6rem } table { border-collapse: collapse } td, th
 
 
 def write_site(book: Book, out: Path) -> Path:
-    """Write index.html, a page per figure, claims.html and numbers.html into ``out``; returns the index.
+    """Write index.html, a page per figure, all-claims.html and all-numbers.html into ``out``; returns
+    the index. (A figure is named by a module, so none has a hyphen in its name.)
 
     Pictures are copied, so that the folder can be moved or zipped; links to code go to the recorded commit where the
     repository has a web address, and to the working tree otherwise.
@@ -54,7 +55,7 @@ def write_site(book: Book, out: Path) -> Path:
         path = _made(book, f"{name}.{'json' if name == 'claims' else 'tex'}")
         if path is not None and Path(path).is_file():
             tree = trace(book, path, here)
-            write_text(out / f"{name}.html", _page(title, table(path, tree, out) + _chain(tree, out)))
+            write_text(out / f"all-{name}.html", _page(title, table(path, tree, out) + _chain(tree, out)))
     write_text(out / "index.html", _page(f"Provenance of study {book.study}", _index(book, out)))
     return out / "index.html"
 
@@ -72,9 +73,9 @@ def _index(book: Book, out: Path) -> str:
     documents = [p for p in book.maker if p.endswith(".pdf") and Path(p).stem not in book.figures]
     links = [f'<li><a href="{_to(path, out)}">{escape(path)}</a></li>' for path in documents]
     links += [
-        f'<li><a href="{name}.html">{said}</a></li>'
+        f'<li><a href="all-{name}.html">{said}</a></li>'
         for name, said in (("claims", "the claims and what they rest on"), ("numbers", "every number of the report"))
-        if (out / f"{name}.html").is_file()
+        if (out / f"all-{name}.html").is_file()
     ]
     return (
         f"<p>{len(book.jobs)} jobs, {len(book.files)} files, recorded at commit {_commit(book.revision)}.</p>"
@@ -109,7 +110,7 @@ def _numbers(path: str, tree: Mapping[str, Any], out: Path) -> str:
     for key, value in generated(Path(path)).items():
         name = f"<code>{escape(key)}</code>"
         if key.startswith("claim."):
-            name = f'<a href="claims.html#{escape(key)}">{name}</a>'
+            name = f'<a href="all-claims.html#{escape(key)}">{name}</a>'
         text = f"<pre>{escape(value)}</pre>" if "\n" in value else escape(value)
         rows.append(f'<tr id="{escape(key)}"><td>{name}</td><td>{text}</td></tr>')
     source = f'<a href="{_to(path, out)}">{escape(path)}</a>'
@@ -182,8 +183,10 @@ def _job(job: Mapping[str, Any], revision: str | None, out: Path) -> str:
 
 def _files(files: Iterable[Mapping[str, Any]], out: Path, revision: str | None = None) -> str:
     rows = []
+    address = _address() if revision else None
     for file in files:
-        link = _source(file["path"], revision) or (_to(file["path"], out) if Path(file["path"]).is_file() else None)
+        path = file["path"]
+        link = f"{address}/blob/{revision}/{path}" if address else _to(path, out) if Path(path).is_file() else None
         name = f'<a href="{link}">{escape(file["path"])}</a>' if link else escape(file["path"])
         more = f"<td>{escape(file['origin'])}</td><td>{escape(file['licence'])}</td>" if "origin" in file else ""
         rows.append(
@@ -199,11 +202,6 @@ def _commit(revision: str | None) -> str:
     address = _address()
     short = f"<code>{revision[:10]}</code>"
     return f'<a href="{address}/commit/{revision}">{short}</a>' if address else short
-
-
-def _source(path: str, revision: str | None) -> str | None:
-    address = _address()
-    return f"{address}/blob/{revision}/{path}" if address and revision else None
 
 
 def _address() -> str | None:
