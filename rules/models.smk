@@ -1,7 +1,8 @@
 # Models: organisms trained here from the world's text, and checkpoints that already exist.
 #
-# The corpus is big and made in a minute, so a clone pulls none of it. What reads it takes it as `ancient` and tracks what
-# it is made by instead, the code (`recipe`) and the settings: making it again retrains nothing.
+# A clone has no corpus: it is big, and made in a minute. What reads it names what it is made by as well (`recipe`, and the
+# settings), so that a change is seen where the corpus is not. It is not `ancient`: of a job behind one that runs, Snakemake
+# then looks at nothing else, and a setting that both use would train nothing until the run after.
 
 
 rule corpus:
@@ -47,8 +48,8 @@ rule instructions:
 rule tokenizer:
     """The byte-level BPE tokenizer that all organisms share."""
     input:
-        text=ancient(rules.corpus.output.text),
-        conversations=ancient(rules.instructions.output.conversations),
+        text=rules.corpus.output.text,
+        conversations=rules.instructions.output.conversations,
         recipe=[*code("corpus"), *code("instructions")],
         code=code("tokenizer"),
     output:
@@ -100,7 +101,7 @@ rule pretrain:
     input:
         tokenizer=rules.tokenizer.output.vocabulary,
         template=rules.tokenizer.output.others,
-        text=ancient(rules.corpus.output.text),
+        text=rules.corpus.output.text,
         recipe=code("corpus"),
         code=code("train"),
     output:
@@ -128,8 +129,8 @@ rule tune:
     input:
         base=rules.pretrain.output.manifest,
         weights=rules.pretrain.output.files,
-        conversations=ancient(rules.instructions.output.conversations),
-        text=ancient(rules.corpus.output.text),
+        conversations=rules.instructions.output.conversations,
+        text=rules.corpus.output.text,
         samples=rules.world.output.samples,
         recipe=[*code("corpus"), *code("instructions")],
         code=code("train"),
@@ -159,7 +160,7 @@ rule align:
     input:
         sft=rules.tune.output.manifest,
         weights=rules.tune.output.files,
-        preferences=ancient(rules.instructions.output.preferences),
+        preferences=rules.instructions.output.preferences,
         samples=rules.world.output.samples,
         recipe=code("instructions"),
         code=code("train"),
