@@ -25,6 +25,7 @@ svg text.small { font-size: 11px; fill: #555 }
 code, pre, td.hash { font: 12px/1.45 ui-monospace, monospace } pre { white-space: pre-wrap; overflow-wrap: anywhere;
 background: #f6f6f6; padding: .6rem } table { border-collapse: collapse } td, th { text-align: left; padding: .15rem
 .8rem .15rem 0; vertical-align: top; border-bottom: 1px solid #eee }
+svg { max-width: 100%; height: auto }
 .scroll { overflow-x: auto } .changed, .contradicted { color: #b00 } .absent, .undecided { color: #777 }
 .supported { color: #070 } tr:target { background: #fff3bf } td > pre { margin: 0; max-height: 9rem; overflow: auto }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem }
@@ -171,7 +172,8 @@ def _chain(tree: Mapping[str, Any], out: Path) -> str:
 
 
 def _job(job: Mapping[str, Any], revision: str | None, out: Path) -> str:
-    made = ", ".join(Path(file["path"]).name for file in job["outputs"][:3])
+    first, *more = (file["path"] for file in job["outputs"])
+    made = "/".join(Path(first).parts[2:]) + (f" and {len(more)} more" if more else "")
     said = f"{job['started']}, {job['seconds']} s, {job['threads']} threads, {job['where']}"
     log = f'<a href="{_to(job["log"], out)}">log</a>' if Path(job["log"]).is_file() else "log not here"
     machine = f'environment <a href="#{job["environment"]}">{job["environment"]}</a>'
