@@ -23,7 +23,7 @@ COLUMNS = 2
 
 PANELS = {
     "decoded": "label decoded\n(balanced accuracy)",
-    "selected": "asked − unasked\n(balanced accuracy)",
+    "selected": "asked − not asked\n(balanced accuracy)",
     "written": "instruction vector\npatched in (logit)",
     "split": "paths of instructions\n(distance)",
     "promoted": "next answer\n(logit, over control)",
@@ -64,8 +64,9 @@ def decoded(probes: pd.DataFrame) -> pd.DataFrame:
 
 
 def selected(selection: pd.DataFrame) -> pd.DataFrame:
-    """How much better the asked than the unasked property of the same text is decoded, by role, mean over tasks."""
+    """How much better a property is decoded when it is asked than when the other one is, by role, mean over tasks."""
     chosen = selection[(selection["condition"] == "instruction_first") & (selection["task"] == "all")]
+    chosen = chosen[chosen["target"] == "all"]
     chosen = chosen[chosen["role"].isin(list(ROLE_COLOURS))]
     return _mean(chosen, ["role", "depth"], "estimate").rename(columns={"role": "line"})
 
@@ -167,6 +168,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             if i == len(panels) - 1:
                 axis.set_xlabel("depth (layer / layers)")
         axes[i][0].set_ylabel(PANELS[panel])
-        axes[i][-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.2)
+        lines = {name: line for axis in axes[i] for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+        axes[i][-1].legend(lines.values(), lines.keys(), frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.2)
     figure.align_ylabels(axes[:, 0])
     return figure, drawn
