@@ -529,7 +529,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--shape", choices=list(SHAPES), default="organism")
     parser.add_argument("--mode", choices=["auto", "ratios", "device"], default="auto", help="device: the bf16 mode")
-    parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--memory", type=int, help="capture so many prompts, print the peak memory in KiB, and stop")
