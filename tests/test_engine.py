@@ -588,10 +588,8 @@ def test_read_command_intervenes_on_the_other_instruction(arguments: dict[str, s
     assert list(json.loads((tmp_path / "activations/plausibility/manifest.json").read_text())["conditions"]) == [
         "instruction_first", "other_instruction", *names
     ]  # fmt: skip
-    blocked, plain = (
-        found[name]["decision.residual"] for name in ("other_block_instruction_to_all", "other_instruction")
-    )
-    np.testing.assert_array_equal(blocked, found["block_instruction_to_all"]["decision.residual"])
+    blocked, plain = (found[name]["decision.residual"] for name in ("other_isolate_sample", "other_instruction"))
+    np.testing.assert_array_equal(blocked, found["isolate_sample"]["decision.residual"])
     assert np.abs(blocked - plain).max() > 1e-3
     assert command(intervened(arguments, names)) == 2
 
