@@ -11,7 +11,7 @@ keys and values, which a just patched cell shares with its parent; and cells wit
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from levelt.engine.cache import changed_cache
+from levelt.engine.layers import Call, Enough, Known, Pair, call_of, changed, keys_of, through
 from levelt.engine.paths import ranks
 from levelt.files import InputError
-from levelt.models import hooks
 from levelt.models.loading import Decoder
 from levelt.models.selfcheck import readout
 
@@ -34,8 +34,8 @@ Cell = tuple[int, ...]
 """Layers, from 0, in rising order; the empty tuple is the plain run."""
 
 FEWEST_KEYS = 16
-"""Eager attention over fewer keys is padded to this many: where a row is shorter than the widest vector registers, torch
-takes its softmax number by number, which is ten times as slow."""
+"""Eager attention over fewer keys is padded to this many: where a row is shorter than the widest vector registers,
+torch takes its softmax number by number, which is ten times as slow."""
 
 
 def cells_of(layers: int, order: int) -> tuple[Cell, ...]:
@@ -157,14 +157,14 @@ def _run(
     for index, layer in enumerate(layers[:-1]):
         if alive:
             before = tuple(kept[:, None, :, :position] for kept in _kept(cache, index))
-            states = _through(layer, states.flatten(0, 2), calls[index][1], _Prefix(count, before)).view_as(states)
+            states = through(layer, states.flatten(0, 2), calls[index][1], _Prefix(count, before)).view_as(states)
         split = [place for place, cell in enumerate(alive) if len(cell) < order]
         states = _split(states, split, plain[index + 1][0][:, position:], donors[:, :, index])
         alive += [(index,), *((*alive[place], index) for place in split)]
     entering, call = plain[-1]
-    known = _last_keys(layers[-1], call, states, _keys(layers[-1], entering, call), position, split)
+    known = _last_keys(layers[-1], call, states, keys_of(layers[-1], entering, call), position, split)
     asking = torch.cat([states[..., -1, :].flatten(0, 2), entering[:, -1]])[:, None]
-    ended = _through(layers[-1], asking, _cut(call, slice(-1, None)), _Known(known))[:, 0]
+    ended = through(layers[-1], asking, _cut(call, slice(-1, None)), Known(known))[:, 0]
     ends = dict(zip(alive, ended[: -len(ids)].view(*states.shape[:3], width), strict=True))
     return {(): ended[-len(ids) :, None], (depth - 1,): donors[:, :, -1], **ends}
 
@@ -209,22 +209,18 @@ def _split(
     return more
 
 
-_Pair = tuple[Tensor, Tensor]
-"""Keys and values."""
-
-
-def _kept(cache: Any, layer: int) -> _Pair:
+def _kept(cache: Any, layer: int) -> Pair:
     return cache.layers[layer].keys, cache.layers[layer].values
 
 
 def _last_keys(
     layer: nn.Module,
-    call: _Call,
+    call: Call,
     states: Float[Tensor, "cells n donors columns d"],
-    plain: _Pair,
+    plain: Pair,
     position: int,
     split: Sequence[int],
-) -> _Pair:
+) -> Pair:
     """Keys and values of the last layer, [cells x n x donors + n, heads, seq, width]: of the cells, then the plain run.
 
     A cell that was just patched has its parent's, but at the patched position; and there all these cells have the same.
@@ -238,8 +234,8 @@ def _last_keys(
     if not cells:
         return plain
     older = cells - 1 - len(split)
-    patched = _keys(layer, states[older, :, :, :1].flatten(0, 1), _cut(call, slice(position, position + 1)))
-    computed = _keys(layer, states[:older].flatten(0, 2), _cut(call, slice(position, None))) if older else patched
+    patched = keys_of(layer, states[older, :, :, :1].flatten(0, 1), _cut(call, slice(position, position + 1)))
+    computed = keys_of(layer, states[:older].flatten(0, 2), _cut(call, slice(position, None))) if older else patched
     found = []
     for of_plain, of_patched, of_older in zip(plain, patched, computed, strict=True):
         whole = of_plain.new_empty((cells * donors + 1) * count, *of_plain.shape[1:])
@@ -257,21 +253,16 @@ def _last_keys(
     return found[0], found[1]
 
 
-_Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a layer is called with beside the hidden states: masks, position embeddings, the cache."""
-
-
-def _entering(decoder: Decoder, batch: _Batch, cache: Cache) -> list[tuple[Float[Tensor, "rows columns d"], _Call]]:
+def _entering(decoder: Decoder, batch: _Batch, cache: Cache) -> list[tuple[Float[Tensor, "rows columns d"], Call]]:
     """What enters each layer, and how the model calls it; the cache is extended. The last layer is not run."""
-    found: list[tuple[Tensor, _Call]] = []
+    found: list[tuple[Tensor, Call]] = []
 
     def listen(_module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        hidden = positional[0] if positional else named["hidden_states"]
-        found.append((hidden, (positional[1:], {name: each for name, each in named.items() if name != "hidden_states"})))
+        found.append(call_of(positional, named))
         if len(found) == len(decoder.parts.layers):
-            raise _Enough
+            raise Enough
 
-    with ExitStack() as stack, suppress(_Enough):
+    with ExitStack() as stack, suppress(Enough):
         for layer in decoder.parts.layers:
             stack.callback(layer.register_forward_pre_hook(listen, with_kwargs=True).remove)
         decoder.model.base_model(
@@ -284,19 +275,10 @@ def _entering(decoder: Decoder, batch: _Batch, cache: Cache) -> list[tuple[Float
     return found
 
 
-def _changed(call: _Call, change: Callable[[Any], Any]) -> _Call:
-    """A call with every argument changed; members of tuples one by one."""
-
-    def within(value: Any) -> Any:
-        return tuple(map(within, value)) if isinstance(value, tuple) else change(value)
-
-    return within(call[0]), {name: within(value) for name, value in call[1].items()}
-
-
-def _cut(call: _Call, columns: slice) -> _Call:
+def _cut(call: Call, columns: slice) -> Call:
     """A call for some columns of any row, in front of which all keys are known.
 
-    What tensors there are: masks [rows, 1, queries, keys], embeddings [rows, positions, d], positions [rows, positions].
+    Tensors are masks [rows, 1, queries, keys], embeddings [rows, positions, d] and positions [rows, positions].
     """
 
     def cut(value: Any) -> Any:
@@ -305,7 +287,7 @@ def _cut(call: _Call, columns: slice) -> _Call:
         value = value[:1] if value.dim() > 1 else value
         return value[..., columns, :] if value.dim() > 2 else value[..., columns]
 
-    return _changed(call, cut)
+    return changed(call, cut)
 
 
 class _Prefix:
@@ -314,7 +296,7 @@ class _Prefix:
     def __init__(self, count: int, before: Sequence[Float[Tensor, "n 1 heads columns width"]]) -> None:
         self.count, self.before = count, before
 
-    def update(self, keys: Tensor, values: Tensor, *_others: Any, **_named: Any) -> _Pair:
+    def update(self, keys: Tensor, values: Tensor, *_others: Any, **_named: Any) -> Pair:
         """Keys and values of the rows [cells x prompts x donors, heads, columns, width], behind the prefix."""
         return self._behind(keys, 0), self._behind(values, 1)
 
@@ -322,45 +304,3 @@ class _Prefix:
         before = self.before[which]
         now = now.view(-1, len(before), self.count, *now.shape[1:])
         return torch.cat([before.expand(len(now), -1, self.count, -1, -1, -1), now], -2).flatten(0, 2)
-
-
-class _Known:
-    """Stands in for a cache that has all keys and values, those of the asking position too."""
-
-    def __init__(self, known: _Pair) -> None:
-        self.known = known
-
-    def update(self, *_others: Any, **_named: Any) -> _Pair:
-        """What is known."""
-        return self.known
-
-
-class _Enough(Exception):
-    """The keys and values are there, which is all a call was for."""
-
-
-class _Stop:
-    """Stands in for a cache that ends the call of a layer when it gets the keys and values."""
-
-    found: _Pair
-
-    def update(self, keys: Tensor, values: Tensor, *_others: Any, **_named: Any) -> _Pair:
-        """Keeps them."""
-        self.found = keys, values
-        raise _Enough
-
-
-def _keys(layer: nn.Module, rows: Float[Tensor, "rows positions d"], call: _Call) -> _Pair:
-    """Keys and values of rows in a layer, which is not run any further."""
-    stop = _Stop()
-    with suppress(_Enough):
-        _through(layer, rows, call, stop)
-    return stop.found
-
-
-def _through(layer: nn.Module, rows: Float[Tensor, "rows positions d"], call: _Call, cache: object) -> Tensor:
-    """Rows behind a layer, with another cache."""
-    positional, named = _changed(call, lambda value: cache if isinstance(value, Cache) else value)
-    output = layer(rows, *positional, **named)
-    behind: Tensor = output[0] if isinstance(output, tuple) else output
-    return behind
