@@ -597,7 +597,7 @@ def test_the_last_layer_is_run_only_where_it_is_read(family: str, attention: str
             assert (narrow < seen[-1]) == (family != "gpt2")  # whose last layer must keep the shape of its input
             for name, values in found.values.items():
                 assert gap(values, whole[name]) < TOLERANCE
-            later = [replace(one, groups=TokenGroups((Span("sample", 15, 17), *one.groups[2:]))) for one in made]
+            later = [replace(one, groups=TokenGroups((Span("sample", 15, 17), *one.groups.spans[2:]))) for one in made]
             assert gap(capture(loaded, later, reads[:3:2])["sample.residual"], whole["sample.residual"]) > 1e-2
     finally:
         handle.remove()
