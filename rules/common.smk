@@ -29,7 +29,6 @@ ORGANISMS = STUDY.organism_ids
 RUNS = {run: (shape, seed) for run, shape, seed in STUDY.organism_runs}
 TASKS = list(STUDY.tasks)
 CONDITIONS = STUDY.conditions
-WORLD_TASKS = [name for name, task in STUDY.tasks.items() if isinstance(task.source, WorldSource)]
 FIGURE_TABLES = {
     "claims": ["claims"],
     "behaviour": ["behaviour"],

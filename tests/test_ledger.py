@@ -76,6 +76,41 @@ def test_drift_is_found(root: Path, tmp_path: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_mistakes_are_one_sentence(root: Path, tmp_path: Path) -> None:
+    """No traceback: another folder, a config that names a file which is not there, options without their action."""
+    from conftest import copy_repository
+
+    checkout = copy_repository(tmp_path)
+    tree = yaml.safe_load((root / "config/smoke.yaml").read_text())
+    tree["tasks"]["mine"] = {"source": {"kind": "file", "path": "none.csv"}, "question": "So?"}
+    tree["tasks"]["mine"]["negated_question"] = "Not so?"
+    tree["prompts"]["variations"].remove("other_instruction")
+    tree["engine"]["interventions"] = ["block_nothing"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tree))
+    for arguments, said in (
+        (["stages", "--config", "mine.yaml"], "none.csv"),
+        (["verify", "--figure", "blocking"], "need --recompute"),
+        (["verify", "--recompute", "--partial"], "give one of them"),
+    ):
+        done = checkout.levelt("ledger", *arguments)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    command = [sys.executable, "-m", "levelt.cli", "ledger", "commit", "--config", str(tmp_path / "mine.yaml")]
+    elsewhere = tmp_path / "docs"
+    done = subprocess.run(command, cwd=elsewhere, env=checkout.environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "no Snakefile in" in done.stderr
+    assert not (elsewhere / ".dvc").exists()
+
+
+def test_a_config_has_one_name(tmp_path: Path) -> None:
+    """However it is spelt, dvc.yaml names it by its path in the repository, and no machine's."""
+    from conftest import copy_repository
+
+    checkout = copy_repository(tmp_path)
+    for name in ("./config/organisms.yaml", str(tmp_path / "config/organisms.yaml")):
+        done = checkout.levelt("ledger", "stages", "--check", "--config", name)
+        assert done.returncode == 0, done.stderr
+
+
 def test_commit_refuses_an_unfinished_run(root: Path, tmp_path: Path) -> None:
     from conftest import copy_repository
 
