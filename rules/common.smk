@@ -207,7 +207,8 @@ def contrast_files(wildcards):
 
 
 onstart:
-    if not shutil.which("latexmk") or not shutil.which("pdflatex"):
+    typesets = any(job.rule.name == "report" for job in workflow.dag.needrun_jobs())  # nothing else needs LaTeX
+    if typesets and not (shutil.which("latexmk") and shutil.which("pdflatex")):
         raise WorkflowError(
             "LaTeX is missing, so the report could not be built at the end: run `levelt latex --install` "
             "(as root on Debian or Ubuntu), or install a TeX distribution with latexmk and pdflatex."

@@ -246,6 +246,57 @@ def test_commit_killed_at_five_moments(toy: Toy) -> None:
     assert (toy.path / "dvc.lock").read_bytes() != old
 
 
+def test_what_changes_while_it_is_recorded_is_refused(toy: Toy) -> None:
+    """A run started while dvc works: dvc.lock and the book would name different bytes. Neither is written."""
+    config = toy.path / CONFIG
+    config.write_text(config.read_text().replace("seed: 1", "seed: 2"))
+    toy.snakemake()
+    written = [toy.path / "dvc.lock", toy.path / "docs/provenance/toy.json"]
+    before = [path.read_bytes() for path in written]
+    kept = toy.path / ".dvc/tmp/levelt-commit-dvc.lock"
+    command = [sys.executable, "-m", "levelt.cli", "ledger", "commit", "--config", CONFIG]
+    table, locks = toy.path / "data/toy/tables/line.csv", toy.path / ".snakemake/locks"
+    for change in (lambda: os.utime(table), lambda: [locks.mkdir(exist_ok=True), (locks / "0.input.lock").write_text("x")]):
+        process = subprocess.Popen(command, cwd=toy.path, env=environment(), stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and not kept.is_file():
+            time.sleep(0.005)
+        change()
+        assert "files changed while they were recorded" in process.communicate()[1]
+        assert process.returncode == 2 and not kept.exists()
+        assert [path.read_bytes() for path in written] == before
+    shutil.rmtree(locks)
+    assert toy.ledger("commit").returncode == 0 and toy.findings() == {}
+
+
+def test_an_interrupted_commit_is_not_published(toy: Toy) -> None:
+    """Killed behind dvc's part: dvc.lock is new and whole, the book is old."""
+    kept = toy.path / ".dvc/tmp/levelt-commit-dvc.lock"
+    shutil.copyfile(toy.path / "dvc.lock", kept)
+    done = toy.ledger("publish")
+    assert done.returncode == 2 and "a commit was interrupted" in done.stderr
+    assert toy.ledger("commit").returncode == 0
+    assert toy.ledger("publish").returncode == 0
+
+
+def test_edited_inputs_are_named_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a folder of a bigger repository, and with letters beyond ASCII in their names."""
+    from levelt.ledger.book import _revision
+
+    folder = tmp_path / "big/study"
+    folder.mkdir(parents=True)
+    names = ["plain.csv", "été.csv", "new é.csv", "same.csv"]
+    toy = Toy(tmp_path / "big")
+    toy.must("git", "init", "-q", ".")
+    for name in names:
+        if not name.startswith("new"):
+            (folder / name).write_text("1")
+    toy.save()
+    for name in names[:3]:
+        (folder / name).write_text("2")
+    monkeypatch.chdir(folder)
+    assert _revision(names)[1] == tuple(sorted(names[:3]))
+
+
 def test_two_commits_at_once(toy: Toy) -> None:
     command = [sys.executable, "-m", "levelt.cli", "ledger", "commit", "--config", CONFIG]
     both = [

@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,10 +76,15 @@ def commit(study: str, config: str, rooms: Sequence[str], prune: bool = False) -
                 raise InputError(f"{path} does not match the rules: run `levelt ledger stages --config {config}`")
         _leftovers(jobs, prune)
         before = read_book(study) if book_path(study).is_file() else None
+        named = {path for job in jobs for path in (*job.inputs, *job.outputs)}
+        stamps = _stamps(named)
         records = {job.outputs[0]: read_record(job.outputs) for job in jobs if job.outputs}
-        files = hashes(path for job in jobs for path in (*job.inputs, *job.outputs))
+        files = hashes(named)
         _consistent(jobs, records, files, before)
         _dvc_commit()
+        if running() or _stamps(named) != stamps:  # the book would name other bytes than dvc.lock
+            restore()
+            raise InputError("files changed while they were recorded (was snakemake started?); commit when it is done")
         write_book(make_book(study, config, jobs, records, files, before))
         KEPT.unlink(missing_ok=True)
         return read_book(study), _judged_by_time(jobs, records)
@@ -96,6 +101,12 @@ def restore() -> bool:
         LOCK.unlink(missing_ok=True)
     KEPT.unlink()
     return True
+
+
+def _stamps(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Path -> (file time, size) of every file that exists."""
+    stats = {path: Path(path).stat() for path in paths if Path(path).is_file()}
+    return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}
 
 
 def _dvc_commit() -> None:
