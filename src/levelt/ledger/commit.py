@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from levelt.files import InputError, replacing, write_text
-from levelt.ledger.book import Book, book_path, hashes, make_book, read_book, write_book
+from levelt.ledger.book import Book, book_path, git, hashes, make_book, read_book, write_book
 from levelt.ledger.graph import Job, read_jobs
 from levelt.ledger.plan import dry_run, dvc_command, dvc_environment, dvc_outs, running
 from levelt.ledger.records import FOLDER, Record, output_of, read_record
@@ -91,10 +91,13 @@ def commit(study: str, config: str, rooms: Sequence[str], prune: bool = False) -
 
 
 def restore() -> bool:
-    """Put back dvc.lock if a commit was interrupted; says whether one was."""
+    """Put back dvc.lock if a commit was interrupted; says whether one was. A lock that git has as it is stays: it was
+    checked out or pulled since, and the copy is older."""
     if not KEPT.is_file():
         return False
-    if KEPT.stat().st_size:
+    if LOCK.is_file() and git("show", f"HEAD:./{LOCK}") == LOCK.read_text(encoding="utf-8").strip():
+        pass
+    elif KEPT.stat().st_size:
         with replacing(LOCK) as temporary:
             shutil.copyfile(KEPT, temporary)
     else:

@@ -31,7 +31,7 @@ def publish(book: Book) -> tuple[int, int, int]:
     """
     if KEPT.is_file():
         raise InputError(
-            f"a commit was interrupted, or is at work: finish `levelt ledger commit --config {book.config}`, then publish"
+            f"a commit was interrupted, or is at work: run `levelt ledger commit --config {book.config}`, then publish"
         )
     stored = {folder for folder, stored in dvc_outs().items() if stored}
     changed = [path for _, path, _ in dvc_changes() if path in stored or path == RECORDS]
