@@ -1,7 +1,8 @@
 """What an organism can do on held-out texts, measured while it is trained.
 
-marker: after a finished clause the base model must predict which repair follows (its task's marker, or none). exact: the instruction-tuned model's greedy answer to the study's own prompts is the right word and then the
-end of the turn.
+marker: after a finished clause the base model must predict which repair follows (its task's marker, or none).
+exact: the instruction-tuned model's greedy answer to the study's own prompts is the right word and then the end of the
+turn.
 """
 
 from __future__ import annotations
