@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from levelt.ledger.graph import Job
@@ -99,6 +100,20 @@ def test_mistakes_are_one_sentence(root: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=elsewhere, env=checkout.environment, capture_output=True, text=True)
     assert done.returncode == 2 and "no Snakefile in" in done.stderr
     assert not (elsewhere / ".dvc").exists()
+
+
+def test_what_cannot_be_planned_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snakemake's own reason, not whatever line came last."""
+    from levelt.files import InputError
+    from levelt.ledger.plan import dry_run
+
+    (tmp_path / "Snakefile").write_text('rule all:\n    input:\n        "none.csv",\n')
+    (tmp_path / "c.yaml").write_text("study: s\n")
+    (tmp_path / "profiles/default").mkdir(parents=True)
+    (tmp_path / "profiles/default/profile.yaml").write_text("keep-going: false\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"cannot plan c\.yaml: Missing.*none\.csv"):
+        dry_run("c.yaml")
 
 
 def test_a_config_has_one_name(tmp_path: Path) -> None:
