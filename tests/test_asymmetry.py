@@ -183,6 +183,34 @@ def test_blocking_is_paired_with_the_same_prompts(study: dict[str, Any]) -> None
     assert (layers["p_adjusted"] >= layers["p"]).all() and layers["p_adjusted"].max() < 0.01
 
 
+def test_a_silenced_model_is_compared_on_the_samples_that_it_answers(study: dict[str, Any]) -> None:
+    """An intervention that ends the answer at once in every second pair, and leaves the others as they were: no change
+    at the output, though the pairs that stay are not those that were decodable before."""
+    rows, hits = study["rows"], study["hits"]
+    first = rows["condition"] == "instruction_first"
+    same = hits[hits["condition"] == "instruction_first"].copy()
+    even = same["pair_id"].map({pair: at % 2 == 0 for at, pair in enumerate(dict.fromkeys(same["pair_id"]))})
+    output = (same["role"] == "output").to_numpy()
+    same["hits"] = [
+        np.full(len(v), float(kept)) if is_output else v
+        for v, kept, is_output in zip(same["hits"], even, output, strict=True)
+    ]
+    hits = pd.concat([hits[hits["condition"] != "instruction_first"], same])
+    full = pd.concat([rows, rows[first].assign(condition="block_instruction_to_all")])
+    blocked = same.assign(condition="block_instruction_to_all")
+    tables = synthetic.tables_of(study["manifests"], full, pd.concat([hits, blocked[even.to_numpy() | ~output]]))
+    table = tables["blocking"]
+    for row in table.query("role == 'output' and task != 'all' and model != 'all'").itertuples():
+        assert row.n == 40 and row.before == 1 and row.change == 0 and row.p == 1
+    assert (table.query("role == 'output' and task == 'all'")["change"] == 0).all()
+    layers = tables["blocking_layers"].query("role == 'output'")
+    assert (layers["change"] == 0).all() and (layers["p_adjusted"] == 1).all()
+    information = tables["information"].query("role == 'output' and target == 'label' and task != 'all'")
+    for row in information.query("model != 'all'").itertuples():  # each condition by itself has all of its samples
+        assert row.n == (40 if row.condition == "block_instruction_to_all" else 80)
+    assert set(tables["information"]["condition"]) == {*synthetic.CONDITIONS, "block_instruction_to_all"}
+
+
 def test_interval_and_mean_are_those_of_the_samples(study: dict[str, Any]) -> None:
     """Estimates are sums over pairs: the same numbers as averaging hits row by row, and the bootstrap of the rows."""
     evidence = study["evidence"]
