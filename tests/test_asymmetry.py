@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_array
 
 import synthetic
 from levelt.config import Probes
 from levelt.files import InputError
-from levelt.studies.evidence import collect
+from levelt.statistics.resampling import cluster_draws
+from levelt.studies.estimates import linear
+from levelt.studies.evidence import Samples, collect
 from levelt.studies.information import probe_task, targets_of
 from levelt.studies.scope import describe_models
 
@@ -228,6 +231,24 @@ def test_interval_and_mean_are_those_of_the_samples(study: dict[str, Any]) -> No
     # the ends of intervals from 200 and from 2000 draws: the standard error of a 2.5 % quantile is about 0.2 sd here
     ends = np.quantile(drawn, [0.025, 0.975])
     np.testing.assert_allclose([cell["ci_low"], cell["ci_high"]], ends, atol=0.7 * np.std(drawn))
+
+
+def test_a_balanced_accuracy_of_single_samples_has_the_spread_of_its_classes() -> None:
+    """Without pairs, a group is of one class. Hit rates of 0.98 and 0.5 differ far more than either can vary."""
+    random = np.random.default_rng(0)
+    truth = np.repeat([0, 1], [300, 100])
+    hits = (random.random(400) < np.where(truth == 0, 0.98, 0.5)).astype(float)
+    weights = np.where(truth == 0, 1 / 600, 1 / 200)
+    members = csr_array(np.eye(400))
+    samples = Samples(pd.Index(range(400)), np.arange(400), members, pd.Series(dtype=int))
+    draws = cluster_draws(400, 4000, random)
+    rates = [(draws @ (hits * (truth == label))) / (draws @ (truth == label)) for label in (0, 1)]
+    estimate, _, influences = linear(hits[:, None], weights, samples, truth)
+    assert estimate == pytest.approx(np.mean([hits[truth == label].mean() for label in (0, 1)]))
+    # the same draws, so that only the linearisation differs: second order in 1 / 100
+    assert (draws @ influences[0]).std() == pytest.approx(np.mean(rates, axis=0).std(), rel=0.03)
+    _, _, pooled = linear(hits[:, None], weights, samples)
+    assert (draws @ pooled[0]).std() > 1.1 * np.mean(rates, axis=0).std()
 
 
 ZOO = [

@@ -57,7 +57,8 @@ def layer_estimates(evidence: Evidence) -> Estimates:
         layers = list(range(hits.first_layer, hits.first_layer + hits.shares.shape[1]))
         named = {"model": model, "condition": condition, "quantity": "information", "role": role, "target": target}
         depths = {"layer": layers, "depth": [layer / layers_of[model] for layer in layers]}
-        builder.add(task, hits.shares, evidence.weights(task, own, target, present), named | depths)
+        weights = evidence.weights(task, own, target, present)
+        builder.add(task, hits.shares, weights, named | depths, evidence.classes[task, own, target])
 
     present = {cell: ~np.isnan(hits.shares[:, 0]) for cell, hits in evidence.hits.items() if cell[2] in COMPARED}
     for cell, here in present.items():
