@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from levelt.commands.tables import BEHAVIOUR
 from levelt.config import Settings
 from levelt.files import read_json, write_csv
 from levelt.studies.audit import audit_table
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `levelt audit_table`."""
     parser.add_argument("--settings", required=True, help="JSON with the keys seed, statistics")
     parser.add_argument("--manifests", type=Path, nargs="+", required=True, help="manifest.json of each audited model")
-    parser.add_argument("--behaviour", type=Path, nargs="+", required=True, help="their <task>.parquet, all")
+    parser.add_argument("--behaviour", type=Path, nargs="+", required=True, help="<model>/<task>.parquet, all")
     parser.add_argument("--rows", type=Path, nargs="+", required=True, help="<model>/<task>.parquet, all")
     parser.add_argument("--hits", type=Path, nargs="+", required=True, help="<model>/<task>.hits.parquet, all")
     parser.add_argument("--out", type=Path, required=True, help="where to write the table (.csv)")
@@ -34,7 +35,11 @@ def run(arguments: argparse.Namespace) -> None:
     table = audit_table((pd.read_parquet(path) for path in arguments.rows), statistics.control_tasks)
     models = describe_models([read_json(path) for path in arguments.manifests])
     hits = [pd.read_parquet(path) for path in arguments.hits]
-    evidence = collect(models, (pd.read_parquet(path) for path in arguments.behaviour), hits)
+    behaviour = (
+        pd.read_parquet(path, columns=BEHAVIOUR).assign(model=path.parent.name, task=path.stem)
+        for path in arguments.behaviour
+    )
+    evidence = collect(models, behaviour, hits)
     resampling = Resampling(evidence.samples, statistics, settings.seed)
     second = second_options(evidence, hits)
     write_csv(arguments.out, table)

@@ -34,7 +34,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         axis.set_xlabel(f"Kendall's τ-b {title}")
         axis.tick_params(axis="y", length=0)
     names = [
-        f"{words(row.defect)}: {row.first}, {row.second}" + (f" (or {words(row.instead)})" if row.instead else "")
+        f"{words(str(row.defect))}: {row.first}, {row.second}" + (f" ({words(str(row.instead))})" if row.instead else "")
         for row in rows.itertuples()
     ]
     axes[0].set_yticks(range(len(rows)), names, fontsize=5.5)

@@ -127,6 +127,13 @@ class _Taus:
     corrected: Correlation
     released: Correlation
 
+    @classmethod
+    def of(cls, variables: Floats, codes: npt.NDArray[np.int64], draws: Floats, level: float) -> _Taus:
+        """Of four variables [4, n]: both of the corrected side, both of the other."""
+        first, second, other_first, other_second = variables
+        right = kendall(first, second, codes, draws, level)
+        return cls(right, kendall(other_first, other_second, codes, draws, level))
+
     @property
     def difference(self) -> Correlation:
         """Released minus corrected; its interval is left to `average_of_tasks`."""
@@ -164,12 +171,11 @@ def _instances(evidence: Evidence, compared: Comparison, key: Key, resampling: R
     if len(items) < 4:
         return None
     present = ~np.any([np.isnan(one[:, 0]) for one in items], axis=0)
-    means = [mean_of_items(one[present]) for one in items]
-    if not present.any() or min(off_mode(values) for values in means) < FEWEST:
+    means = np.array([mean_of_items(one[present]) for one in items])
+    if min(off_mode(values) for values in means) < FEWEST:
         return None
     codes, draws = evidence.samples[key[1]].codes[present], resampling.draws(key[1]).astype(np.float64)
-    level = resampling.statistics.level
-    return _Taus(kendall(*means[:2], codes, draws, level), kendall(*means[2:], codes, draws, level))
+    return _Taus.of(means, codes, draws, resampling.statistics.level)
 
 
 def _items(evidence: Evidence, key: Key, name: str) -> Floats | None:
@@ -199,8 +205,9 @@ def _cells(
     if len(groups) < 2:
         return undefined
     draws = cluster_draws(len(groups), resampling.statistics.draws, resampling.generator("correlations", cluster))
-    variables, level = values[whole].T.round(9), resampling.statistics.level
-    taus = _Taus(*(kendall(*variables[start : start + 2], codes, draws, level) for start in (0, 2)))
+    # as in the table of correlations: rounding errors must not part cells with the same rate
+    level = resampling.statistics.level
+    taus = _Taus.of(values[whole].T.round(9), codes.astype(np.int64), draws, level)
     if taus.corrected.reason or taus.released.reason:
         return undefined
     return _row([(ALL, taus)], level) | {"n": len(here), "cells": len(here), "undefined": len(keys) - len(here)}

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from levelt.studies.latex import decimal, escape, interval, tabular
@@ -557,7 +558,7 @@ def _moved(level: str, rows: pd.DataFrame) -> str:
     if defined.empty:
         return f"Over {level}, no correlation is defined."
     moved = int(((defined["ci_low"] > 0) | (defined["ci_high"] < 0)).sum())
-    most = defined.loc[defined["difference"].abs().idxmax()]
+    most = defined.iloc[int(np.argmax(defined["difference"].abs()))]
     instead = f" (in place of {_plain(most['instead'])})" if most["instead"] else ""
     return (
         f"{_AUDIT_LEVELS[level].format(cells=int(defined['cells'].max()))}, {moved} of {len(defined)} differences of "
