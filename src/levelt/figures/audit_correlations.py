@@ -12,7 +12,7 @@ from levelt.figures.style import FULL_WIDTH, GREY, VERDICT_COLOURS, chance_line,
 from levelt.vocabulary import ALL
 
 RELEASED = VERDICT_COLOURS["contradicted"]
-LEVELS = {"cells": "over cells", "instances": "over samples, mean over tasks"}
+LEVELS = {"cells": "over cells", "instances": "over samples"}
 NAMES = ["defect", "first", "second", "instead"]
 
 
