@@ -548,7 +548,7 @@ _AUDIT_TAUS = [
 ]
 _AUDIT_LEVELS = {
     "cells": "Over {cells} cells (task and variation; few, so that intervals are wide)",
-    "instances": "Over samples, where {cells} cells have answers that vary",
+    "instances": "Over samples, where both variables vary in {cells} cells",
 }
 
 
@@ -560,8 +560,10 @@ def _moved(level: str, rows: pd.DataFrame) -> str:
     moved = int(((defined["ci_low"] > 0) | (defined["ci_high"] < 0)).sum())
     most = defined.iloc[int(np.argmax(defined["difference"].abs()))]
     instead = f" (in place of {_plain(most['instead'])})" if most["instead"] else ""
+    fewest, most_cells = int(defined["cells"].min()), int(defined["cells"].max())
+    cells = str(fewest) if fewest == most_cells else f"{fewest} to {most_cells}"
     return (
-        f"{_AUDIT_LEVELS[level].format(cells=int(defined['cells'].max()))}, {moved} of {len(defined)} differences of "
+        f"{_AUDIT_LEVELS[level].format(cells=cells)}, {moved} of {len(defined)} differences of "
         f"$\\tau_b$ have an interval that excludes zero; the largest is that of {_plain(most['defect'])} between "
         f"{_plain(most['first'])}{instead} and {_plain(most['second'])}: {decimal(most['corrected'])} corrected, "
         f"{decimal(most['released'])} with the defect, difference {decimal(most['difference'])} "
