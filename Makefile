@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG = $(firstword $(wildcard config/$(STUDY).yaml config/examples/$(STUDY).yaml $(STUDY)))
 
-.PHONY: help env latex study plan test oracles lint format schema lock
+.PHONY: help env named latex study plan test oracles lint format schema lock
 
 help: ## these lines
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -27,11 +27,13 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 latex: env ## LaTeX: checked, and installed where that needs no question
 	@$(BIN)/levelt latex --install
 
-study: env latex ## every table, figure and the PDF of a study: STUDY=smoke make study
+named: # before anything is installed
 	@test -n "$(CONFIG)" || { echo "no config for study '$(STUDY)': expected config/$(STUDY).yaml" >&2; exit 2; }
+
+study: named env latex ## every table, figure and the PDF of a study: STUDY=smoke make study
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 
-plan: env ## what `make study` would run
+plan: named env ## what `make study` would run
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG) --dry-run
 
 test: env latex lint ## all checks and tests, the smoke study included

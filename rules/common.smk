@@ -29,7 +29,6 @@ ORGANISMS = STUDY.organism_ids
 RUNS = {run: (shape, seed) for run, shape, seed in STUDY.organism_runs}
 TASKS = list(STUDY.tasks)
 CONDITIONS = STUDY.conditions
-WORLD_TASKS = [name for name, task in STUDY.tasks.items() if isinstance(task.source, WorldSource)]
 FIGURE_TABLES = {
     "claims": ["claims"],
     "behaviour": ["behaviour"],
@@ -48,7 +47,8 @@ REPORT_PARTS = []
 AUDITED = STUDY.audit.models if STUDY.audit else []
 if AUDITED:
     FIGURE_TABLES["audit"] = ["audit"]
-    REPORT_TABLES.append("audit")
+    FIGURE_TABLES["audit_correlations"] = ["audit_correlations"]
+    REPORT_TABLES += ["audit", "audit_correlations"]
 VECTOR_FILES = ["effects", "separability", "projection", "tokens", "heads", "sums"]
 VECTOR_TABLES = ["contrastive", "patching", "vectors", "interaction", "separability", "projection"]
 VECTOR_TABLES += ["paths", "path_sums", "activity", "circuits", "circuit_keys", "vectors_stages"]
@@ -208,7 +208,8 @@ def contrast_files(wildcards):
 
 
 onstart:
-    if not shutil.which("latexmk") or not shutil.which("pdflatex"):
+    typesets = any(job.rule.name == "report" for job in workflow.dag.needrun_jobs())  # nothing else needs LaTeX
+    if typesets and not (shutil.which("latexmk") and shutil.which("pdflatex")):
         raise WorkflowError(
             "LaTeX is missing, so the report could not be built at the end: run `levelt latex --install` "
             "(as root on Debian or Ubuntu), or install a TeX distribution with latexmk and pdflatex."

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_array
 
 import synthetic
 from levelt.config import Probes
 from levelt.files import InputError
-from levelt.studies.evidence import collect
+from levelt.statistics.resampling import cluster_draws
+from levelt.studies.estimates import linear
+from levelt.studies.evidence import Samples, collect
 from levelt.studies.information import probe_task, targets_of
 from levelt.studies.scope import describe_models
 
@@ -183,6 +186,34 @@ def test_blocking_is_paired_with_the_same_prompts(study: dict[str, Any]) -> None
     assert (layers["p_adjusted"] >= layers["p"]).all() and layers["p_adjusted"].max() < 0.01
 
 
+def test_a_silenced_model_is_compared_on_the_samples_that_it_answers(study: dict[str, Any]) -> None:
+    """An intervention that ends the answer at once in every second pair, and leaves the others as they were: no change
+    at the output, though the pairs that stay are not those that were decodable before."""
+    rows, hits = study["rows"], study["hits"]
+    first = rows["condition"] == "instruction_first"
+    same = hits[hits["condition"] == "instruction_first"].copy()
+    even = same["pair_id"].map({pair: at % 2 == 0 for at, pair in enumerate(dict.fromkeys(same["pair_id"]))})
+    output = (same["role"] == "output").to_numpy()
+    same["hits"] = [
+        np.full(len(v), float(kept)) if is_output else v
+        for v, kept, is_output in zip(same["hits"], even, output, strict=True)
+    ]
+    hits = pd.concat([hits[hits["condition"] != "instruction_first"], same])
+    full = pd.concat([rows, rows[first].assign(condition="block_instruction_to_all")])
+    blocked = same.assign(condition="block_instruction_to_all")
+    tables = synthetic.tables_of(study["manifests"], full, pd.concat([hits, blocked[even.to_numpy() | ~output]]))
+    table = tables["blocking"]
+    for row in table.query("role == 'output' and task != 'all' and model != 'all'").itertuples():
+        assert row.n == 40 and row.before == 1 and row.change == 0 and row.p == 1
+    assert (table.query("role == 'output' and task == 'all'")["change"] == 0).all()
+    layers = tables["blocking_layers"].query("role == 'output'")
+    assert (layers["change"] == 0).all() and (layers["p_adjusted"] == 1).all()
+    information = tables["information"].query("role == 'output' and target == 'label' and task != 'all'")
+    for row in information.query("model != 'all'").itertuples():  # each condition by itself has all of its samples
+        assert row.n == (40 if row.condition == "block_instruction_to_all" else 80)
+    assert set(tables["information"]["condition"]) == {*synthetic.CONDITIONS, "block_instruction_to_all"}
+
+
 def test_interval_and_mean_are_those_of_the_samples(study: dict[str, Any]) -> None:
     """Estimates are sums over pairs: the same numbers as averaging hits row by row, and the bootstrap of the rows."""
     evidence = study["evidence"]
@@ -200,6 +231,24 @@ def test_interval_and_mean_are_those_of_the_samples(study: dict[str, Any]) -> No
     # the ends of intervals from 200 and from 2000 draws: the standard error of a 2.5 % quantile is about 0.2 sd here
     ends = np.quantile(drawn, [0.025, 0.975])
     np.testing.assert_allclose([cell["ci_low"], cell["ci_high"]], ends, atol=0.7 * np.std(drawn))
+
+
+def test_a_balanced_accuracy_of_single_samples_has_the_spread_of_its_classes() -> None:
+    """Without pairs, a group is of one class. Hit rates of 0.98 and 0.5 differ far more than either can vary."""
+    random = np.random.default_rng(0)
+    truth = np.repeat([0, 1], [300, 100])
+    hits = (random.random(400) < np.where(truth == 0, 0.98, 0.5)).astype(float)
+    weights = np.where(truth == 0, 1 / 600, 1 / 200)
+    members = csr_array(np.eye(400))
+    samples = Samples(pd.Index(range(400)), np.arange(400), members, pd.Series(dtype=int))
+    draws = cluster_draws(400, 4000, random)
+    rates = [(draws @ (hits * (truth == label))) / (draws @ (truth == label)) for label in (0, 1)]
+    estimate, _, influences = linear(hits[:, None], weights, samples, truth)
+    assert estimate == pytest.approx(np.mean([hits[truth == label].mean() for label in (0, 1)]))
+    # the same draws, so that only the linearisation differs: second order in 1 / 100
+    assert (draws @ influences[0]).std() == pytest.approx(np.mean(rates, axis=0).std(), rel=0.03)
+    _, _, pooled = linear(hits[:, None], weights, samples)
+    assert (draws @ pooled[0]).std() > 1.1 * np.mean(rates, axis=0).std()
 
 
 ZOO = [

@@ -60,6 +60,19 @@ def test_import_forms(tmp_path: Path) -> None:
         code_files("levelt.a", source=tmp_path)
 
 
+def test_files_that_are_not_there_are_one_sentence(tmp_path: Path) -> None:
+    """What the system says of a file, with its name; a traceback would hide it."""
+    missing = str(tmp_path / "none.csv")
+    commands = {
+        f"{missing}: No such file": ["claims", "--tables", missing, "--json", "a", "--csv", "b"],
+        f"{tmp_path}: Is a directory": ["config", "check", str(tmp_path)],
+        "check needs a config file": ["config", "check"],
+    }
+    for said, words in commands.items():
+        done = subprocess.run([sys.executable, "-m", "levelt.cli", *words], capture_output=True, text=True)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
 @pytest.mark.parametrize("command", ["figure", "config", "samples", "tables", "probe"])
 def test_light_commands_never_import_torch(command: str) -> None:
     program = f"import sys, levelt.cli, levelt.commands.{command}; print('torch' in sys.modules)"

@@ -86,6 +86,7 @@ MISTAKES = {
         TREE["checkpoints"]["m"],
         r"\['organisms'\] have the id of an organism, or that of a folder",
     ),
+    "the folder of the bundled remote": ("study", "remote", r"study must have another name than 'remote'"),
     "unpinned hub": ("checkpoints/m/path", "hub:a/b", r"hub:a/b needs `revision`"),
 }
 
@@ -126,9 +127,11 @@ def test_files_that_are_not_configs(tmp_path: Path) -> None:
         load(tmp_path / "b.yaml")
 
 
-@pytest.mark.parametrize("name", ["organisms.yaml", "smoke.yaml", "examples/blimp.yaml"])
-def test_shipped_configs_are_valid(root: Path, name: str) -> None:
-    assert load(root / "config" / name).study == Path(name).stem
+def test_shipped_configs_are_valid(root: Path) -> None:
+    shipped = list((root / "config").rglob("*.yaml"))
+    assert len(shipped) >= 5
+    for path in shipped:
+        assert load(path).study == path.stem
 
 
 @pytest.mark.parametrize(("name", "generate"), [("config/schema.json", schema), ("docs/config.md", reference)])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from levelt.ledger.graph import Job
@@ -74,6 +75,55 @@ def test_drift_is_found(root: Path, tmp_path: Path) -> None:
     done = checkout.levelt("ledger", "stages", "--check")
     assert done.returncode == 2 and "run `levelt ledger stages`" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_mistakes_are_one_sentence(root: Path, tmp_path: Path) -> None:
+    """No traceback: another folder, a config that names a file which is not there, options without their action."""
+    from conftest import copy_repository
+
+    checkout = copy_repository(tmp_path)
+    tree = yaml.safe_load((root / "config/smoke.yaml").read_text())
+    tree["tasks"]["mine"] = {"source": {"kind": "file", "path": "none.csv"}, "question": "So?"}
+    tree["tasks"]["mine"]["negated_question"] = "Not so?"
+    tree["prompts"]["variations"].remove("other_instruction")
+    tree["engine"]["interventions"] = ["block_nothing"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tree))
+    for arguments, said in (
+        (["stages", "--config", "mine.yaml"], "none.csv"),
+        (["verify", "--figure", "blocking"], "need --recompute"),
+        (["verify", "--recompute", "--partial"], "give one of them"),
+    ):
+        done = checkout.levelt("ledger", *arguments)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    command = [sys.executable, "-m", "levelt.cli", "ledger", "commit", "--config", str(tmp_path / "mine.yaml")]
+    elsewhere = tmp_path / "docs"
+    done = subprocess.run(command, cwd=elsewhere, env=checkout.environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "no Snakefile in" in done.stderr
+    assert not (elsewhere / ".dvc").exists()
+
+
+def test_what_cannot_be_planned_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snakemake's own reason, not whatever line came last."""
+    from levelt.files import InputError
+    from levelt.ledger.plan import dry_run
+
+    (tmp_path / "Snakefile").write_text('rule all:\n    input:\n        "none.csv",\n')
+    (tmp_path / "c.yaml").write_text("study: s\n")
+    (tmp_path / "profiles/default").mkdir(parents=True)
+    (tmp_path / "profiles/default/profile.yaml").write_text("keep-going: false\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"cannot plan c\.yaml: Missing.*none\.csv"):
+        dry_run("c.yaml")
+
+
+def test_a_config_has_one_name(tmp_path: Path) -> None:
+    """However it is spelt, dvc.yaml names it by its path in the repository, and no machine's."""
+    from conftest import copy_repository
+
+    checkout = copy_repository(tmp_path)
+    for name in ("./config/organisms.yaml", str(tmp_path / "config/organisms.yaml")):
+        done = checkout.levelt("ledger", "stages", "--check", "--config", name)
+        assert done.returncode == 0, done.stderr
 
 
 def test_commit_refuses_an_unfinished_run(root: Path, tmp_path: Path) -> None:

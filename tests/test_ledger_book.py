@@ -122,6 +122,17 @@ def test_one_byte_anywhere_is_found(toy: Toy, keep_time: bool) -> None:
     assert not untouched & set(found), "the twin: what was not changed is not named"
 
 
+def test_deleted_objects_of_the_remote_are_found(toy: Toy) -> None:
+    """One, or all: that the cache has them does not help the next clone."""
+    objects = [path for path in (toy.path / "data/remote/files/md5").glob("??/*") if path.suffix != ".dir"]
+    objects[0].unlink()
+    assert list(toy.findings()) == [str(objects[0].relative_to(toy.path))]
+    shutil.rmtree(toy.path / "data/remote")
+    assert len([path for path in toy.findings() if path.startswith("data/remote")]) >= 3
+    toy.must("git", "checkout", "data/remote")
+    assert toy.findings() == {}
+
+
 def test_a_number_edited_by_hand_is_found(toy: Toy, book: Book) -> None:
     """In the generated file, in the prose, and in a picture that shows other numbers than its CSV."""
     from levelt.ledger.numbers import number_findings, typed_numbers
@@ -246,6 +257,72 @@ def test_commit_killed_at_five_moments(toy: Toy) -> None:
     assert (toy.path / "dvc.lock").read_bytes() != old
 
 
+def test_what_changes_while_it_is_recorded_is_refused(toy: Toy) -> None:
+    """A run started while dvc works: dvc.lock and the book would name different bytes. Neither is written."""
+    config = toy.path / CONFIG
+    config.write_text(config.read_text().replace("seed: 1", "seed: 2"))
+    toy.snakemake()
+    written = [toy.path / "dvc.lock", toy.path / "docs/provenance/toy.json"]
+    before = [path.read_bytes() for path in written]
+    kept = toy.path / ".dvc/tmp/levelt-commit-dvc.lock"
+    command = [sys.executable, "-m", "levelt.cli", "ledger", "commit", "--config", CONFIG]
+    table, locks = toy.path / "data/toy/tables/line.csv", toy.path / ".snakemake/locks"
+    locks.mkdir(exist_ok=True)
+    for change in (lambda: os.utime(table), lambda: (locks / "0.input.lock").write_text("x")):
+        process = subprocess.Popen(command, cwd=toy.path, env=environment(), stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and not kept.is_file():
+            time.sleep(0.005)
+        change()
+        assert "files changed while they were recorded" in process.communicate()[1]
+        assert process.returncode == 2 and not kept.exists()
+        assert [path.read_bytes() for path in written] == before
+    shutil.rmtree(locks)
+    assert toy.ledger("commit").returncode == 0 and toy.findings() == {}
+
+
+def test_an_interrupted_commit_is_not_published(toy: Toy) -> None:
+    """Killed behind dvc's part: dvc.lock is new and whole, the book is old."""
+    kept = toy.path / ".dvc/tmp/levelt-commit-dvc.lock"
+    shutil.copyfile(toy.path / "dvc.lock", kept)
+    done = toy.ledger("publish")
+    assert done.returncode == 2 and "a commit was interrupted" in done.stderr
+    assert toy.ledger("commit").returncode == 0
+    assert toy.ledger("publish").returncode == 0
+
+
+def test_a_lock_pulled_after_an_interruption_stays(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """git has a newer dvc.lock than the copy that a killed commit left; its twin, not in git, is undone."""
+    from levelt.ledger.commit import restore
+
+    monkeypatch.chdir(toy.path)
+    kept, lock = Path(".dvc/tmp/levelt-commit-dvc.lock"), Path("dvc.lock")
+    pulled = lock.read_bytes()
+    kept.write_bytes(b"older")
+    assert restore() and lock.read_bytes() == pulled and not kept.exists()
+    kept.write_bytes(b"older")
+    lock.write_bytes(pulled[:100])
+    assert restore() and lock.read_bytes() == b"older" and not kept.exists()
+
+
+def test_edited_inputs_are_named_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a folder of a bigger repository, and with letters beyond ASCII in their names."""
+    from levelt.ledger.book import _revision
+
+    folder = tmp_path / "big/study"
+    folder.mkdir(parents=True)
+    names = ["plain.csv", "été.csv", "new é.csv", "same.csv"]
+    toy = Toy(tmp_path / "big")
+    toy.must("git", "init", "-q", ".")
+    for name in names:
+        if not name.startswith("new"):
+            (folder / name).write_text("1")
+    toy.save()
+    for name in names[:3]:
+        (folder / name).write_text("2")
+    monkeypatch.chdir(folder)
+    assert _revision(names)[1] == tuple(sorted(names[:3]))
+
+
 def test_two_commits_at_once(toy: Toy) -> None:
     command = [sys.executable, "-m", "levelt.cli", "ledger", "commit", "--config", CONFIG]
     both = [
@@ -294,7 +371,6 @@ def test_the_origin_of_a_raw_file(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_crate_has_every_job_and_file(book: Book, toy: Toy) -> None:
     """Validity against the profiles was checked with roc-validator, which needs the network for its contexts."""
-    pytest.importorskip("rocrate", reason="ro-crate-py is not installed")
     from levelt.ledger.crate import write_crate
 
     graph = read_json(write_crate(book, toy.path / "crate") / "ro-crate-metadata.json")["@graph"]

@@ -16,9 +16,13 @@ from levelt.config import Probes, Prompts
 from levelt.figures.claims import UNITS
 from levelt.files import InputError, sha256, write_csv
 from levelt.ledger.numbers import disagreements
+from levelt.studies.audit_correlations import audit_correlations, second_options
 from levelt.studies.claims import judge_all
+from levelt.studies.estimates import Resampling
+from levelt.studies.evidence import collect
 from levelt.studies.latex import decimal, escape, interval, tabular
 from levelt.studies.report import claim_numbers, numbers, render, sentence
+from levelt.studies.scope import describe_models
 from levelt.studies.verdicts import Unit
 from levelt.typesetting import build, install
 
@@ -27,7 +31,12 @@ needs_latex = pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexm
 
 @pytest.fixture(scope="module")
 def study() -> dict[str, Any]:
-    return synthetic.study(pairs=24)
+    made = synthetic.study(pairs=24)
+    hits = synthetic.audit_hits(made["hits"], made["rows"])
+    evidence = collect(describe_models(made["manifests"]), [made["rows"]], [hits])
+    resampling = Resampling(evidence.samples, synthetic.STATISTICS, 0)
+    table = audit_correlations(evidence, second_options(evidence, [hits]), resampling, [])
+    return {**made, "audit_correlations": table}
 
 
 def draw(name: str, tables: list[Path], out: Path) -> None:
@@ -44,6 +53,7 @@ FIGURES = {
     "selection": ["selection_layers", "codebook"],
     "correlations": ["information", "correlations"],
     "blocking": ["blocking", "unrelated"],
+    "audit_correlations": ["audit_correlations"],
     "training_effects": ["information", "stage_layers"],
 }
 
@@ -143,6 +153,16 @@ def test_claims_of_each_paper_are_counted_and_shown_apart() -> None:
     assert "asymmetry" in out["table.claims"] and "vectors" not in out["table.claims"]
     assert not list(disagreements(out, several))
     assert list(disagreements(out | {"verdicts.vectors.supported": "2"}, several))
+
+
+def test_audit_says_which_correlation_a_defect_moves_most(study: dict[str, Any], values: dict[str, str]) -> None:
+    table = study["audit_correlations"]
+    means = table[table["task"] == "all"]
+    for _, rows in means.groupby("level"):
+        most = rows.loc[rows["difference"].abs().idxmax()]
+        assert f"difference {decimal(most['difference'])}" in values["audit.correlations"]
+        assert f"of {len(rows)} differences" in values["audit.correlations"]
+    assert values["table.audit.correlations"].count(r"\\") == len(means) + 1  # and the header
 
 
 def test_every_unit_has_a_name_in_figure_and_report() -> None:

@@ -70,6 +70,18 @@ def test_no_latex_is_said_before_anything_runs(checkout: Checkout, tmp_path: Pat
     assert done.returncode != 0
     assert "LaTeX is missing" in done.stderr and "levelt latex --install" in done.stderr
     assert not (checkout.path / "data/smoke").exists()
+    # the twin: what is made without the report needs none
+    done = subprocess.run([*command, "data/smoke/world/summary.json"], cwd=checkout.path, env=environment)
+    assert done.returncode == 0 and (checkout.path / "data/smoke/world/summary.json").is_file()
+    shutil.rmtree(checkout.path / "data/smoke")
+
+
+def test_make_refuses_an_unknown_study_before_anything_is_installed(checkout: Checkout) -> None:
+    for target in ("study", "plan"):
+        command = ["make", target, "STUDY=typo", "PYTHON=false"]
+        done = subprocess.run(command, cwd=checkout.path, capture_output=True, text=True)
+        assert done.returncode != 0 and "no config for study 'typo'" in done.stderr, done.stderr
+        assert not (checkout.path / ".venv").exists()
 
 
 def test_sections_are_values_without_behaviour() -> None:

@@ -268,6 +268,18 @@ def test_text_weights_cover_what_they_name(bank: Bank) -> None:
         assert set(heavy[:-1]) <= markers and heavy[-1] == ""
 
 
+def test_comments_follow_their_clause(bank: Bank) -> None:
+    """No two comments side by side, which is what comments after the whole text would be; the codebook's wait for a
+    definition that comes last. The twin is such a text."""
+    marks = "|".join([*(kind.marker for kind in KINDS.values()), "indeed"])
+    together = re.compile(rf"\b(?:{marks}), the \w+ is \w+(?:: \w+)?\. (?:{marks}), the ")
+    text = plain_text(SEED, bank, 4000, 4)
+    double = text.loc[(text["kind"] == "double") & ~text["text"].str.contains(" means "), "text"]
+    assert double.str.count(rf"\b(?:{marks}), the ").max() == 2  # some have two comments
+    assert not any(together.search(document) for document in double)
+    assert together.search("these baker worked. hmm, the rumour is common. oops, the grammar is")
+
+
 def test_world_command_writes_the_same_bytes_again(tmp_path: Path) -> None:
     study = load(ROOT / "config" / "organisms.yaml")
     small = study.model_copy(update={"world": World(samples=24, documents=300, subjects=3)})

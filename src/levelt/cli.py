@@ -46,6 +46,11 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"levelt {name}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:  # not about a file that someone named: a library's own
+            raise
+        print(f"levelt {name}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     return int(status or 0)
 
 

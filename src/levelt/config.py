@@ -711,6 +711,8 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
+        if self.study == "remote":
+            raise ValueError("study must have another name than 'remote': data/remote is DVC's bundled remote")
         world_tasks = [name for name, task in self.tasks.items() if isinstance(task.source, WorldSource)]
         if (self.organisms or world_tasks) and self.world is None:
             raise ValueError("`world` is missing, but organisms and world tasks need it")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from levelt.config import load, reference, schema
-from levelt.files import write_text
+from levelt.files import InputError, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Check, or print or write what is generated from the config's types."""
     if arguments.action == "check":
+        if arguments.file is None:
+            raise InputError("check needs a config file: `levelt config check my.yaml`")
         study = load(arguments.file)
         print(f"{arguments.file}: study {study.study}, {len(study.model_ids)} models, {len(study.tasks)} tasks")
         return

@@ -52,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Dispatch; modules are imported by the action that needs them."""
+    if not Path("Snakefile").is_file():
+        raise InputError(f"no Snakefile in {Path.cwd()}: run `levelt ledger` in the folder of the repository")
+    # as it is written into dvc.yaml and the book: one file, one name, and no path of this machine
+    arguments.config = os.path.relpath(arguments.config)
     action: int = globals()[f"_{arguments.action}"](arguments)
     return action
 
@@ -118,9 +122,13 @@ def _trace(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from levelt.ledger.verify import verify
 
-    book = read_book(_study(arguments))
+    if arguments.recompute and arguments.partial:
+        raise InputError("--partial says what may be absent; --recompute makes it again: give one of them")
     if arguments.recompute:
         return _recompute(arguments)
+    if arguments.figure or arguments.rules:
+        raise InputError("--figure and --rules say what to make again: they need --recompute")
+    book = read_book(_study(arguments))
     verdict = verify(book, partial=arguments.partial)
     if arguments.json:
         tree = {

@@ -222,8 +222,9 @@ def _revision(inputs: Iterable[str]) -> tuple[str | None, tuple[str, ...]]:
     head = git("rev-parse", "HEAD")
     if head is None:
         return None, ()
-    changed = set((git("diff", "--name-only", "HEAD") or "").splitlines())
-    others = set((git("ls-files", "--others", "--exclude-standard") or "").splitlines())
+    # from this folder (it may lie in a bigger repository), and letters beyond ASCII as they are
+    changed = set((git("diff", "--relative", "-z", "--name-only", "HEAD") or "").split("\0"))
+    others = set((git("ls-files", "-z", "--others", "--exclude-standard") or "").split("\0"))
     return head, tuple(sorted({path for path in inputs if path in changed | others}))
 
 

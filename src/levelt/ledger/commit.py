@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from levelt.files import InputError, replacing, write_text
-from levelt.ledger.book import Book, book_path, hashes, make_book, read_book, write_book
+from levelt.ledger.book import Book, book_path, git, hashes, make_book, read_book, write_book
 from levelt.ledger.graph import Job, read_jobs
 from levelt.ledger.plan import dry_run, dvc_command, dvc_environment, dvc_outs, running
 from levelt.ledger.records import FOLDER, Record, output_of, read_record
@@ -76,26 +76,40 @@ def commit(study: str, config: str, rooms: Sequence[str], prune: bool = False) -
                 raise InputError(f"{path} does not match the rules: run `levelt ledger stages --config {config}`")
         _leftovers(jobs, prune)
         before = read_book(study) if book_path(study).is_file() else None
+        named = {path for job in jobs for path in (*job.inputs, *job.outputs)}
+        stamps = _stamps(named)
         records = {job.outputs[0]: read_record(job.outputs) for job in jobs if job.outputs}
-        files = hashes(path for job in jobs for path in (*job.inputs, *job.outputs))
+        files = hashes(named)
         _consistent(jobs, records, files, before)
         _dvc_commit()
+        if running() or _stamps(named) != stamps:  # the book would name other bytes than dvc.lock
+            restore()
+            raise InputError("files changed while they were recorded (was snakemake started?); commit when it is done")
         write_book(make_book(study, config, jobs, records, files, before))
         KEPT.unlink(missing_ok=True)
         return read_book(study), _judged_by_time(jobs, records)
 
 
 def restore() -> bool:
-    """Put back dvc.lock if a commit was interrupted; says whether one was."""
+    """Put back dvc.lock if a commit was interrupted; says whether one was. A lock that git has as it is stays: it was
+    checked out or pulled since, and the copy is older."""
     if not KEPT.is_file():
         return False
-    if KEPT.stat().st_size:
+    if LOCK.is_file() and git("show", f"HEAD:./{LOCK}") == LOCK.read_text(encoding="utf-8").strip():
+        pass
+    elif KEPT.stat().st_size:
         with replacing(LOCK) as temporary:
             shutil.copyfile(KEPT, temporary)
     else:
         LOCK.unlink(missing_ok=True)
     KEPT.unlink()
     return True
+
+
+def _stamps(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Path -> (file time, size) of every file that exists."""
+    stats = {path: Path(path).stat() for path in paths if Path(path).is_file()}
+    return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}
 
 
 def _dvc_commit() -> None:

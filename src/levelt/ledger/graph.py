@@ -35,7 +35,7 @@ def read_jobs(snakefile: Path, configfile: Path) -> Sequence[Job]:
         InputError: Snakemake cannot build the DAG; the message is Snakemake's.
     """
     from snakemake.api import SnakemakeApi
-    from snakemake.exceptions import WorkflowError
+    from snakemake.exceptions import RuleException, WorkflowError
     from snakemake.settings.enums import Quietness
     from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
 
@@ -49,8 +49,9 @@ def read_jobs(snakefile: Path, configfile: Path) -> Sequence[Job]:
             )
             workflow.dag(dag_settings=DAGSettings(forceall=True)).execute_workflow(executor="dryrun")
             jobs = list(workflow._workflow.dag.jobs)  # the API has no public way to ask for the jobs
-    except WorkflowError as error:
-        raise InputError(f"{snakefile} with {configfile}: {error}") from None
+    except (WorkflowError, RuleException) as error:
+        said = " ".join(str(error).split())  # a missing input is a RuleException of many lines
+        raise InputError(f"{snakefile} with {configfile}: {said}") from None
     finally:
         logging.disable(logging.NOTSET)
     return [

@@ -40,15 +40,16 @@ def dry_run(config: str, targets: Sequence[str] = ()) -> Plan:
     """Ask Snakemake what it would run.
 
     Raises:
-        InputError: it cannot plan at all; the message is Snakemake's last line.
+        InputError: it cannot plan at all; the message is Snakemake's, from its first line that names an error.
     """
     done = subprocess.run(
         snakemake_command(config, "--dry-run", *(["--", *targets] if targets else [])), capture_output=True, text=True
     )
-    said = done.stdout + done.stderr
+    said = done.stderr + done.stdout  # a dry run talks on stdout; what is said first there may be on stderr
     if done.returncode:
-        last = (said.strip().splitlines() or ["no message"])[-1].strip()
-        raise InputError(f"snakemake cannot plan {config}: {last}")
+        lines = said.split("\n")
+        first = next((n for n, line in enumerate(lines) if re.search(r"Error|Exception", line)), 0)
+        raise InputError(f"snakemake cannot plan {config}: {' '.join(' '.join(lines[first:]).split()) or 'no message'}")
     missing = re.search(r"(missing|outdated) provenance/metadata", said) is not None
     if "Nothing to be done" in said:
         return Plan({}, missing)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from levelt.files import InputError
 from levelt.ledger.book import Book
+from levelt.ledger.commit import KEPT
 from levelt.ledger.plan import dvc_changes, dvc_command, dvc_environment, dvc_outs
 from levelt.ledger.stages import RECORDS, folder_of
 from levelt.ledger.verify import REMOTE, stored_hashes
@@ -28,6 +29,10 @@ def publish(book: Book) -> tuple[int, int, int]:
     Raises:
         InputError: what would be published is too big (names the biggest folders), or not what was recorded.
     """
+    if KEPT.is_file():
+        raise InputError(
+            f"a commit was interrupted, or is at work: run `levelt ledger commit --config {book.config}`, then publish"
+        )
     stored = {folder for folder, stored in dvc_outs().items() if stored}
     changed = [path for _, path, _ in dvc_changes() if path in stored or path == RECORDS]
     if changed:

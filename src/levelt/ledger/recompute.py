@@ -91,11 +91,11 @@ def compare(path: str, recorded: str, again: Path) -> Comparison:
 
 
 def _prepare(scratch: Path, book: Book, again: Sequence[Entry], whole: bool) -> None:
-    listed = git("ls-files", "--cached", "--others", "--exclude-standard")
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if listed is None:
         raise InputError("recomputing needs a git checkout: it copies the files that git knows or does not ignore")
     made = book.maker
-    wanted = [name for name in listed.splitlines() if not name.startswith(("data/", "docs/", "tests/"))]
+    wanted = [name for name in listed.split("\0") if name and not name.startswith(("data/", "docs/", "tests/"))]
     wanted += [
         path for entry in book.jobs for path in entry.inputs if path not in made and not Path(path).is_absolute()
     ]

@@ -202,10 +202,13 @@ def _objects() -> dict[str, Path]:
 def _remote(notes: list[str]) -> Iterator[Finding]:
     """Check the bundled remote: every object is what its name says, and none that dvc.lock needs is missing.
 
-    What is missing there but in the local cache was not published yet, which is no fault before the next `git push`.
+    What is missing there but in the local cache was not published yet, which is no fault before the next `git push`;
+    what git has and the folder has not was deleted.
     """
     objects = _objects()
-    if not objects:
+    deleted = map(Path, (git("ls-files", "-z", "--deleted", "--", str(REMOTE)) or "").split("\0"))
+    gone = {path.parent.name + path.name: path for path in deleted}
+    if not objects and not any(name in gone for name in stored_hashes().values()):
         return
     sound = {}
     for name, path in objects.items():
@@ -218,7 +221,9 @@ def _remote(notes: list[str]) -> Iterator[Finding]:
         for name in [digest, *_members(sound.get(digest))]:
             if name in objects:
                 continue
-            if (CACHE / name[:2] / name[2:]).is_file():
+            if name in gone:
+                yield Finding(str(gone[name]), "an object of the remote was deleted", f"git checkout {gone[name]}")
+            elif (CACHE / name[:2] / name[2:]).is_file():
                 behind += 1
             else:
                 yield Finding(f"{REMOTE}: {folder}", f"object {name} is missing", "levelt ledger publish")

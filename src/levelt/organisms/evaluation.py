@@ -1,8 +1,8 @@
 """What an organism can do on held-out texts, measured while it is trained.
 
-marker: after a finished text the base model must predict which repair follows (the marker of its first wrong clause,
-or none). exact: the instruction-tuned model's greedy answer to the study's own prompts is the right word and then the
-end of the turn.
+marker: after a finished clause the base model must predict which repair follows (its task's marker, or none).
+exact: the instruction-tuned model's greedy answer to the study's own prompts is the right word and then the end of the
+turn.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class Probe:
 
 
 def marker_probes(bank: Bank, tokenizer: PreTrainedTokenizerFast, number: int) -> list[Probe]:
-    """One probe per task: after a held-out text, the marker of its first wrong clause, or none.
+    """One probe per task: after a held-out clause, which may have another before it, its marker or none.
 
-    "None" is the end of the document or the word that opens an approving comment.
+    "None" is the end of the document or the word that opens an approving comment. The other clause is right; a
+    definition comes first, or behind the text, where the clause can only then be judged.
     """
     (end,) = tokenizer(END_MARK).input_ids
     indeed = tokenizer(" indeed").input_ids[0]
@@ -50,13 +51,17 @@ def marker_probes(bank: Bank, tokenizer: PreTrainedTokenizerFast, number: int) -
         draws = Draws(generator(0, "organisms", "marker", task))
         prompts, expected = [], []
         for index in range(number):
-            content = draws.pick(bank.content) if task == GRAMMAR else task
-            text = draw_text(bank, content, (index % 2 == 0, index // 2 % 2 == 0), True, draws)
-            wrong = [clause.task for clause in text if not clause.holds]
-            parts = [join(text), definitions(text)]
-            said = " ".join(part for part in (parts if index // 4 % 2 else parts[::-1]) if part)
-            prompts.append(list(tokenizer(said).input_ids))
-            expected.append([marker[wrong[0]]] if wrong else [indeed, end])
+            holds = index % 2 == 0
+            content, states = (draws.pick(bank.content), (True, holds)) if task == GRAMMAR else (task, (holds, True))
+            text = draw_text(bank, content, states, True, draws)
+            place = [clause.task for clause in text].index(task)
+            known = definitions(text)
+            if text[place].meaning and index // 2 % 2:
+                parts = [join(text), known]
+            else:
+                parts = [known, join(text[: place + 1])]
+            prompts.append(list(tokenizer(" ".join(part for part in parts if part)).input_ids))
+            expected.append([indeed, end] if holds else [marker[task]])
         probes.append(Probe(f"marker_{task}", prompts, expected, [*marker.values(), indeed, end]))
     return probes
 

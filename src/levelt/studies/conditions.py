@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from levelt.studies.estimates import Estimates, Resampling, pairs_of, stack
+from levelt.studies.quantities import COMPARED
 from levelt.studies.scope import (
     INTERVENED,
     MODEL_COLUMNS,
@@ -17,10 +18,12 @@ from levelt.studies.scope import (
     PUBLISHED_VARIATIONS,
     UNRELATED,
     interventions_among,
+    shared_samples,
 )
 from levelt.vocabulary import UNTRAINED
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 CONTRASTS = (("output", "sample"), ("decision", "sample"))
 """Differences between roles: is a change larger where the model speaks than where it reads?"""
@@ -31,11 +34,28 @@ _CHANGE = ["n", "groups", "before", "change", "ci_low", "ci_high"]
 
 def condition_changes(estimates: Estimates, conditions: Sequence[str]) -> Estimates:
     """Estimates in each of ``conditions`` minus those of the same cell in the condition instruction_first."""
-    on = [name for name in estimates.keys if name != "condition"]
-    pairs = [pairs_of(estimates.rows, on, "condition", name, INTERVENED) for name in conditions]
+    pairs = [_pairs_of_conditions(estimates, name, INTERVENED) for name in conditions]
     left = np.concatenate([np.empty(0, np.int64), *[pair[0] for pair in pairs]])
     right = np.concatenate([np.empty(0, np.int64), *[pair[1] for pair in pairs]])
-    return estimates.changes(left, right, estimates.rows.iloc[left])
+    names = np.repeat(np.asarray(conditions, dtype=object), [len(pair[0]) for pair in pairs])
+    return estimates.changes(left, right, estimates.rows.iloc[left].assign(condition=names))
+
+
+def _pairs_of_conditions(estimates: Estimates, first: str, second: str) -> tuple[Ints, Ints]:
+    """Positions (left, right) of the cells in two conditions: those on the same samples where some samples lack a role
+    in one condition (`levelt.studies.quantities.layer_estimates`), which would else be compared with others.
+    """
+    on = [name for name in estimates.keys if name != "condition"]
+    left, right = pairs_of(estimates.rows, on, "condition", first, second)
+    names = shared_samples(first, second), shared_samples(second, first)
+    shared = pairs_of(estimates.rows, on, "condition", *names)
+    if not len(shared[0]):
+        return left, right
+    cell = estimates.rows.groupby(on, sort=False, dropna=False, observed=True).ngroup().to_numpy()
+    place = {int(number): at for at, number in enumerate(cell[shared[0]])}
+    chosen = np.array([place.get(int(number), -1) for number in cell[left]], dtype=np.int64)
+    found = chosen >= 0
+    return np.where(found, shared[0][chosen], left), np.where(found, shared[1][chosen], right)
 
 
 def with_contrasts(estimates: Estimates) -> Estimates:
@@ -85,16 +105,21 @@ def codebook_table(
     both = stack([outcomes, information])
     others = both.rows["condition"].isin(list(OTHER_ASKED.values()))  # another question, so another right answer
     both = both.where((both.rows["task"].isin(control_tasks) & ~others).to_numpy())
-    both = stack([both, both.where((both.rows["stage"] != UNTRAINED).to_numpy()).mean(["family", "model"])])
-    values = resampling.table(both)
-    conditions = [name for name in dict.fromkeys(both.rows["condition"]) if name != INTERVENED]
-    changes = condition_changes(both, conditions)
+    compared = both.where(both.rows["condition"].isin(COMPARED).to_numpy())
+    values = resampling.table(_with_model_means(compared))
+    conditions = [name for name in dict.fromkeys(compared.rows["condition"]) if name != INTERVENED]
+    changes = _with_model_means(condition_changes(both, conditions))
     columns = {"ci_low": "change_ci_low", "ci_high": "change_ci_high"}
     tested = resampling.table(changes, "change", test=True).rename(columns=columns)
-    keys = both.keys
+    keys = compared.keys
     merged = values.merge(tested[[*keys, "change", *columns.values(), "p"]], on=keys, how="left")
     shown = ["n", "groups", "estimate", "ci_low", "ci_high", "change", *columns.values(), "p"]
     return merged[[*MODEL_COLUMNS, *_CELL, *shown]]
+
+
+def _with_model_means(estimates: Estimates) -> Estimates:
+    trained = estimates.where((estimates.rows["stage"] != UNTRAINED).to_numpy())
+    return stack([estimates, trained.mean(["family", "model"])])
 
 
 def selection_table(information: Estimates, resampling: Resampling, control_tasks: Sequence[str]) -> pd.DataFrame:
@@ -124,8 +149,7 @@ def selection(estimates: Estimates) -> Estimates:
     for condition, other in OTHER_ASKED.items():
         for target, asked, unasked in (("label", condition, other), ("unasked", other, condition)):
             of_target = estimates.where((estimates.rows["target"] == target).to_numpy())
-            on = [name for name in of_target.keys if name != "condition"]
-            left, right = pairs_of(of_target.rows, on, "condition", asked, unasked)
+            left, right = _pairs_of_conditions(of_target, asked, unasked)
             parts.append(of_target.changes(left, right, of_target.rows.iloc[left].assign(condition=condition)))
     found = stack(parts)
     cell = [name for name in found.keys if name != "target"]

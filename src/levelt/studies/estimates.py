@@ -3,9 +3,10 @@ adding, subtracting and averaging has its interval and its sign-flip test withou
 
 An estimate is the sum of its groups' contributions c. For intervals, bootstrap draws are applied to the influences
 u = c - estimate * (the group's share of the weight): the ratio of sums to first order, and exactly where all groups
-weigh the same. For tests, the signs of the contributions are flipped. Tasks have different samples and are resampled
-independently; models share the samples of a task and are resampled together. Models are not resampled: intervals say
-what other samples would give, not what other models would.
+weigh the same. A balanced accuracy is a mean of such ratios, one per class, and so are its influences. For tests, the
+signs of the contributions are flipped. Tasks have different samples and are resampled independently; models share the
+samples of a task and are resampled together. Models are not resampled: intervals say what other samples would give,
+not what other models would.
 """
 
 from __future__ import annotations
@@ -275,17 +276,28 @@ class Resampling:
         return table.assign(p=self.p_values(estimates)) if test else table
 
 
-def linear(values: npt.ArrayLike, weights: Floats, samples: Samples) -> tuple[Floats, Singles, Singles]:
+def linear(
+    values: npt.ArrayLike, weights: Floats, samples: Samples, classes: Ints | None = None
+) -> tuple[Floats, Singles, Singles]:
     """Weighted means over samples: (estimates [cells], contributions [cells, groups], influences [cells, groups]).
 
     Args:
         values: [n, cells]; rows whose weight is zero do not count and may be nan.
         weights: [n], summing to 1.
+        classes: of the samples, [n], where the mean is one of means over each class; a draw that has more of a class
+            does not weigh it more.
     """
     counted = np.where(weights[:, None] > 0, np.asarray(values, dtype=np.float64), 0.0) * weights[:, None]
     contributions = (samples.members @ counted).T
     estimates = contributions.sum(axis=1)
-    influences = contributions - estimates[:, None] * (samples.members @ weights)
+    if classes is None:
+        influences = contributions - estimates[:, None] * (samples.members @ weights)
+    else:
+        influences = contributions.copy()
+        for label in np.unique(classes[weights > 0]):
+            share = np.where(classes == label, weights, 0.0)
+            rates = counted[classes == label].sum(axis=0) / share.sum()
+            influences -= rates[:, None] * (samples.members @ share)
     return estimates, contributions.astype(np.float32), influences.astype(np.float32)
 
 
@@ -297,11 +309,13 @@ class Builder:
     _columns: dict[str, list[Any]] = field(default_factory=dict)
     _parts: dict[str, list[tuple[Floats, Singles, Singles]]] = field(default_factory=dict)
 
-    def add(self, task: str, values: npt.ArrayLike, weights: Floats, rows: Mapping[str, Any]) -> None:
+    def add(
+        self, task: str, values: npt.ArrayLike, weights: Floats, rows: Mapping[str, Any], classes: Ints | None = None
+    ) -> None:
         """Weighted means of ``values`` [n, cells] over the samples of ``task``, described by ``rows``: for each column
-        one value, or a list of one per cell. Every call names the same columns."""
+        one value, or a list of one per cell. Every call names the same columns. classes: see `linear`."""
         samples = self.samples[task]
-        estimates, contributions, influences = linear(values, weights, samples)
+        estimates, contributions, influences = linear(values, weights, samples, classes)
         groups = len(np.unique(samples.codes[weights > 0]))
         for name, value in {"task": task, **rows, "n": int((weights > 0).sum()), "groups": groups}.items():
             of_cells = value if isinstance(value, list) else [value] * len(estimates)

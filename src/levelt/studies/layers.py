@@ -88,7 +88,8 @@ def best_layers_table(evidence: Evidence, resampling: Resampling, control_tasks:
         values[present, 0] = best.values
         first = max(1, hits.first_layer)
         named = {"model": model, "condition": condition, "role": role, "target": target, "naive": best.naive}
-        builder.add(task, values, weights, named | {"depth": float((best.cells + first).mean() / layers_of[model])})
+        named |= {"depth": float((best.cells + first).mean() / layers_of[model])}
+        builder.add(task, values, weights, named, evidence.classes[task, condition, target])
     columns = ["condition", "role", "target", "naive", "depth"]
     estimates = builder.build(evidence.models, columns, companions=("naive", "depth"))
     table = resampling.table(estimates.with_means(control_tasks))

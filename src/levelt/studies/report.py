@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from levelt.studies.latex import decimal, escape, interval, tabular
@@ -87,6 +88,8 @@ def numbers(
     if "audit" in tables:
         values["table.audit"] = _audit_table(tables["audit"])
         values["audit.model"] = _code(tables["audit"]["model"].iloc[-1])
+    if "audit_correlations" in tables:
+        values |= _audit_correlations(tables["audit_correlations"])
     if "recall" in tables:
         values |= recall_numbers(tables)
     if "vectors_stages" in tables:
@@ -515,6 +518,57 @@ def _audit_table(audit: pd.DataFrame) -> str:
         rows.append([])
     header = ["defect", "quantity", "intervention", "corrected", "with the defect", "difference"]
     return tabular(header, rows[:-1], "lllrrl") if rows else ""
+
+
+def _audit_correlations(table: pd.DataFrame) -> dict[str, str]:
+    """The taus of the audit as a table, and a sentence for each level that has any."""
+    means = table[table["task"] == ALL].fillna({"instead": ""})
+    rows: list[list[str]] = []
+    for (level, defect), cell in means.groupby(["level", "defect"], sort=False):
+        for first, (_, r) in enumerate(cell.iterrows()):
+            pair = f"{_plain(r['first'])}, {_plain(r['second'])}"
+            row = [str(level), _plain(defect)] if not first else ["", ""]
+            row += [pair, _plain(r["instead"]), f"{r['cells']} of {r['cells'] + r['undefined']}"]
+            for name, low, high in _AUDIT_TAUS:
+                row.append(f"{decimal(r[name])} {interval(r[low], r[high])}".strip())
+            rows.append(row)
+        rows.append([])
+    header = ["level", "defect", "between", "corrected reads", "cells", "corrected", "with the defect", "difference"]
+    sentences = (_moved(str(level), cell) for level, cell in means.groupby("level", sort=False))
+    return {
+        "table.audit.correlations": tabular(header, rows[:-1], "llllrrrr") if rows else "",
+        "audit.correlations": " ".join(sentences),
+    }
+
+
+_AUDIT_TAUS = [
+    ("corrected", "corrected_low", "corrected_high"),
+    ("released", "released_low", "released_high"),
+    ("difference", "ci_low", "ci_high"),
+]
+_AUDIT_LEVELS = {
+    "cells": "Over {cells} cells (task and variation; few, so that intervals are wide)",
+    "instances": "Over samples, where both variables vary in {cells} cells",
+}
+
+
+def _moved(level: str, rows: pd.DataFrame) -> str:
+    """How many correlations a defect moves, and which it moves most."""
+    defined = rows[rows["difference"].notna()]
+    if defined.empty:
+        return f"Over {level}, no correlation is defined."
+    moved = int(((defined["ci_low"] > 0) | (defined["ci_high"] < 0)).sum())
+    most = defined.iloc[int(np.argmax(defined["difference"].abs()))]
+    instead = f" (in place of {_plain(most['instead'])})" if most["instead"] else ""
+    fewest, most_cells = int(defined["cells"].min()), int(defined["cells"].max())
+    cells = str(fewest) if fewest == most_cells else f"{fewest} to {most_cells}"
+    return (
+        f"{_AUDIT_LEVELS[level].format(cells=cells)}, {moved} of {len(defined)} differences of "
+        f"$\\tau_b$ have an interval that excludes zero; the largest is that of {_plain(most['defect'])} between "
+        f"{_plain(most['first'])}{instead} and {_plain(most['second'])}: {decimal(most['corrected'])} corrected, "
+        f"{decimal(most['released'])} with the defect, difference {decimal(most['difference'])} "
+        f"{interval(most['ci_low'], most['ci_high'])}."
+    )
 
 
 def _example_table(example: pd.DataFrame) -> str:

@@ -53,3 +53,8 @@ def with_models(table: pd.DataFrame, models: pd.DataFrame, extra: Sequence[str] 
 def interventions_among(conditions: Iterable[str]) -> list[str]:
     """The conditions that are interventions, each once, in their order."""
     return [name for name in dict.fromkeys(conditions) if name in INTERVENTIONS and name not in PUBLISHED_VARIATIONS]
+
+
+def shared_samples(condition: str, other: str) -> str:
+    """The name of a condition restricted to the samples in which another one has the role, too."""
+    return f"{condition}, shared with {other}"

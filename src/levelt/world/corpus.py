@@ -2,7 +2,9 @@
 
 The text is what makes a small model learn the tasks without ever seeing a question: a wrong clause is followed by a
 typed marker, a comment and the right word ("nah, the event is impossible: sinks."), sometimes at once ("the boulder
-floats, nah, sinks."), mostly only after the whole text, which forces the model to carry the judgment forward.
+floats, nah, sinks."), mostly after the clause, which forces the model to carry the judgment to its end. Comments never
+wait for the text's end: what a model learnt from those gathers all judgments there, and the answer's position then
+takes them over together instead of choosing between them (docs/world.md).
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class Document:
 
 
 def _comment(document: Document, said: Spoken) -> None:
-    """What follows a text about one of its clauses."""
+    """What follows a clause about it."""
     kind = KINDS[said.task]
     document.add(f" {'indeed' if said.holds else kind.marker}", WEIGHTS["marker"])
     document.add(f", the {kind.noun} is")
@@ -99,7 +101,7 @@ def _first_piece(suffix: str) -> tuple[str, str]:
 
 def _judged(bank: Bank, draws: Draws, content: Sequence[tuple[str, float]], single: bool) -> Document:
     """A text of one or two clauses, with repairs and comments."""
-    comments = []
+    undefined = []  # clauses whose definition is yet to come
     if single:
         weights = [*content, (GRAMMAR, sum(weight for _, weight in content) / max(len(content), 1))]
         task = draws.weighted(weights)
@@ -119,10 +121,13 @@ def _judged(bank: Bank, draws: Draws, content: Sequence[tuple[str, float]], sing
         inline = not said.holds and draws.chance(share)
         _write(document, said, inline)
         if (not said.holds and not inline) or (said.holds and draws.chance(indeed_share)):
-            comments.append(said)
+            if said.meaning and not first:
+                undefined.append(said)
+            else:
+                _comment(document, said)
     if known and not first:
         document.add(f" {known}")
-    for said in comments:
+    for said in undefined:
         _comment(document, said)
     return document
 
