@@ -147,7 +147,9 @@ def test_means_in_the_text_are_those_of_the_tables(values: dict[str, str], study
 def test_legend_names_published_values_only_where_one_is_drawn() -> None:
     claim = planted("vectors", 1.0, "supported") | {"region_low": 0.0, "region_high": None}
     for published, named in ((None, False), (2.0, True)):
-        figure, _ = draw_paper(pd.DataFrame([claim | {"published": published}]).astype({"region_high": float}), "vectors")
+        figure, _ = draw_paper(
+            pd.DataFrame([claim | {"published": published}]).astype({"region_high": float}), "vectors"
+        )
         assert ("published" in [text.get_text() for text in figure.legends[0].get_texts()]) == named
         plt.close(figure)
 
