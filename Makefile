@@ -49,9 +49,9 @@ $(ORACLES)/.ready: $(VENV)/.ready requirements-oracles.lock
 	  -r requirements-oracles.lock
 	@touch $@
 
-oracles: $(ORACLES)/.ready ## the engine against TransformerLens and nnsight, in an environment over .venv; nothing is skipped
-	@$(ORACLES)/bin/python -c 'import torch, transformer_lens, nnsight; print("torch", torch.__version__)'
-	$(ORACLES)/bin/python -m pytest -q -p no:cacheprovider -n 2 tests/test_oracles.py
+oracles: $(ORACLES)/.ready ## against TransformerLens, nnsight and roc-validator, in an environment over .venv; nothing is skipped
+	@$(ORACLES)/bin/python -c 'import torch, transformer_lens, nnsight, rocrate_validator; print("torch", torch.__version__)'
+	$(ORACLES)/bin/python -m pytest -q -p no:cacheprovider -n 2 tests/test_oracles.py tests/test_crate_oracle.py
 
 lint: env ## formatting, lint, types, workflow lint, generated files
 	$(BIN)/ruff check .

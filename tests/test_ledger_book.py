@@ -370,7 +370,7 @@ def test_the_origin_of_a_raw_file(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_crate_has_every_job_and_file(book: Book, toy: Toy) -> None:
-    """Validity against the profiles was checked with roc-validator, which needs the network for its contexts."""
+    """Whether it is valid against its profiles is judged by roc-validator: test_crate_oracle.py."""
     from levelt.ledger.crate import write_crate
 
     graph = read_json(write_crate(book, toy.path / "crate") / "ro-crate-metadata.json")["@graph"]
