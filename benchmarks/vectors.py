@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 from levelt.engine.changes import Patch, patching
 from levelt.engine.frozen import Freezer, Frozen
 from levelt.engine.paths import Network, _step, backward, enumerate_paths, path_counts
-from levelt.engine.tuples import Receiver, cells_of, patch_tuples
+from levelt.engine.tuples import FEWEST_KEYS, Receiver, cells_of, patch_tuples
 from levelt.models.anatomy import locate
 from levelt.models.loading import Decoder
 
@@ -161,7 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     speedup_grid = share * ratio(slow, lambda: patch_tuples(decoder, receivers, donors), options.rounds)
     cells = cells_of(depth, 2)
     alive = [sum(1 for cell in cells if cell and max(cell) < layer) for layer in range(depth)]
-    positions = depth * TOKENS + 2 * (sum(alive[:-1]) * (TOKENS - POSITION) + alive[-1])
+    plain = (depth - 1) * max(TOKENS, FEWEST_KEYS) + 1
+    positions = plain + 2 * (sum(alive[:-1]) * (TOKENS - POSITION) + alive[-1])
     grid_passes = positions / (2 * depth * len(cells) * TOKENS)
     released = [3 + len(cell) for cell in cells if cell]
 

@@ -10,6 +10,7 @@ rule audit:
         code=code("audit"),
     output:
         rows=f"{DATA}/audit/{{model}}/{{task}}.parquet",
+        hits=f"{DATA}/audit/{{model}}/{{task}}.hits.parquet",
     log:
         f"{LOGS}/audit/{{model}}/{{task}}.log",
     benchmark:
@@ -23,24 +24,29 @@ rule audit:
         "auditing the released methods on {wildcards.model}, {wildcards.task}"
     shell:
         "levelt audit --settings {params.settings:q} --task {wildcards.task} --model-manifest {input.manifest}"
-        " --prompts {input.prompts} --out {output.rows} 2> {log}"
+        " --prompts {input.prompts} --out {output.rows} --hits {output.hits} 2> {log}"
 
 
 rule audit_table:
-    """All rows of the audit, and their means over tasks."""
+    """All rows of the audit, and their means over tasks; the correlations right and with each defect."""
     input:
+        manifests=expand(f"{DATA}/models/{{model}}/manifest.json", model=AUDITED),
+        behaviour=expand(BEHAVIOUR, model=AUDITED, task=TASKS),
         rows=expand(rules.audit.output.rows, model=AUDITED, task=TASKS),
+        hits=expand(rules.audit.output.hits, model=AUDITED, task=TASKS),
         code=code("audit_table"),
     output:
         table=f"{DATA}/tables/audit.csv",
+        correlations=f"{DATA}/tables/audit_correlations.csv",
     log:
         f"{LOGS}/audit_table.log",
     benchmark:
         f"{BENCHMARKS}/audit_table.tsv"
     threads: 1
     params:
-        settings=settings("statistics"),
+        settings=settings("seed", "statistics"),
     message:
         "tabulating the audit"
     shell:
-        "levelt audit_table --settings {params.settings:q} --rows {input.rows} --out {output.table} 2> {log}"
+        "levelt audit_table --settings {params.settings:q} --manifests {input.manifests} --behaviour {input.behaviour}"
+        " --rows {input.rows} --hits {input.hits} --out {output.table} --correlations {output.correlations} 2> {log}"

@@ -47,7 +47,8 @@ REPORT_PARTS = []
 AUDITED = STUDY.audit.models if STUDY.audit else []
 if AUDITED:
     FIGURE_TABLES["audit"] = ["audit"]
-    REPORT_TABLES.append("audit")
+    FIGURE_TABLES["audit_correlations"] = ["audit_correlations"]
+    REPORT_TABLES += ["audit", "audit_correlations"]
 VECTOR_FILES = ["effects", "separability", "projection", "tokens", "heads", "sums"]
 VECTOR_TABLES = ["contrastive", "patching", "vectors", "interaction", "separability", "projection"]
 VECTOR_TABLES += ["paths", "path_sums", "activity", "circuits", "circuit_keys", "vectors_stages"]

@@ -202,3 +202,18 @@ def tables_of(
     """All tables of raw results."""
     evidence = collect(describe_models(manifests), [rows], [hits])
     return study_tables(evidence, probes_of(hits), statistics, 0)
+
+
+def audit_hits(hits: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Label hits as the methods audit names them, every probing equal to the study's."""
+    label = hits[hits["target"] == "label"]
+    labels = rows.drop_duplicates(["task", "prompt_id"]).set_index(["task", "prompt_id"])["label"]
+    asked = labels.loc[pd.MultiIndex.from_frame(label[["task", "prompt_id"]])].to_numpy()
+    label = label.assign(second=asked == "no")
+    probings = {"sample": ["sample_as_released"], "output": ["output_with_decision"], "decision": []}
+    frames = []
+    for role, others in probings.items():
+        names = [role, *others, f"trainer: {role}", f"leaking_folds: {role}"]
+        names += [f"probing_together: {role}"] if role != "decision" else []
+        frames += [label[label["role"] == role].assign(role=name) for name in names]
+    return pd.concat(frames, ignore_index=True)

@@ -291,6 +291,21 @@ def zoo() -> dict[str, pd.DataFrame]:
     return synthetic.tables_of(ZOO, *synthetic.raw_results(ZOO, tasks, CONDITIONS, exact, hit, pairs=100))
 
 
+def test_models_of_one_size_all_enter_the_scale_table() -> None:
+    twin = {**ZOO[3], "id": "llama-l-twin"}
+    models = [ZOO[1], ZOO[3], twin]  # small, large and another large one of a family, stage and seed
+    raw = synthetic.raw_results(models, ["acceptability"], ["instruction_first"], exact, hit, pairs=20)
+    scale = synthetic.tables_of(models, *raw)["scale"]
+    steps = scale[(scale["span"] == "step") & (scale["model"] != "all")]
+    assert set(zip(steps["smaller"], steps["model"], strict=True)) == {
+        ("llama-s-sft", "llama-l-sft"),
+        ("llama-s-sft", "llama-l-twin"),
+    }
+    whole = scale[(scale["span"] == "whole") & (scale["quantity"] == "exact_match") & (scale["task"] == "all")]
+    mean = whole[whole["model"] == "all"]["change"].iloc[0]
+    assert mean == pytest.approx(whole[whole["model"] != "all"]["change"].mean())
+
+
 def test_every_table_says_what_was_planted(zoo: dict[str, pd.DataFrame]) -> None:
     """True values are differences of the probabilities above; tolerances are 4 standard errors of 400 samples."""
     everyone = {"model": "all", "family": "all", "task": "all", "quantity": "information", "target": "label"}

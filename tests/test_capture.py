@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -575,3 +575,29 @@ def test_bad_prompts_are_refused_before_any_work(item: Prompt, sentence: str):
         capture(decoder("llama"), [item], [Read("mlp", "sample")])
     with pytest.raises(InputError, match="no prompts"):
         capture(decoder("llama"), [], [Read("mlp", "sample")])
+
+
+@pytest.mark.parametrize("attention", [None, "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_layer_is_run_only_where_it_is_read(family: str, attention: str | None):
+    """With and without a common prefix: the values of a run whose last layer is whole, since every token is read."""
+    loaded, seen = decoder(family, attention), []
+    handle = loaded.parts.mlp_contribution[-1].register_forward_hook(lambda _m, _i, out: seen.append(out.shape[1]))
+    reads = [Read(site, "sample", each) for site in SITES for each in (False, True)] + [Read("logits", "decision")]
+    try:
+        for common in (0, 8):
+            made = []
+            for row, ids in enumerate(ragged([23, 19, 26])):
+                spans = (Span("all", common, len(ids)), Span("sample", 11 + row, 14 + 2 * row))
+                groups = TokenGroups((*spans, Span("decision", len(ids) - 1, len(ids))))
+                made.append(Prompt([*range(40, 40 + common), *ids[common:]], groups))
+            found = capture(loaded, made, reads, token_ids=[7, 8])
+            narrow = seen[-1]
+            whole = capture(loaded, made, [*reads, Read("residual", "all")], token_ids=[7, 8])
+            assert (narrow < seen[-1]) == (family != "gpt2")  # whose last layer must keep the shape of its input
+            for name, values in found.values.items():
+                assert gap(values, whole[name]) < TOLERANCE
+            later = [replace(one, groups=TokenGroups((Span("sample", 15, 17), *one.groups.spans[2:]))) for one in made]
+            assert gap(capture(loaded, later, reads[:3:2])["sample.residual"], whole["sample.residual"]) > 1e-2
+    finally:
+        handle.remove()

@@ -124,6 +124,8 @@ def test_every_cell_asks_what_it_says(tables: dict[str, pd.DataFrame]) -> None:
             assert sizes[("own", task, order, "plain", "negated")] == len(tables[task])
             assert sizes[("cross", task, order, "plain", "mixed")] == len(tables[task])
             assert sizes[("own", task, order, "other", "mixed")] == 8
+    # a model that always says yes is right half of the time, whatever is asked
+    assert set(frame.assign(yes=[item.answer == "yes" for item in items]).groupby(list(frame))["yes"].mean()) == {0.5}
     rows = {row["text"]: row for row in tables["plausibility"].to_dict("records")}
     for item in items:
         user = item.messages[-1]["content"]

@@ -8,17 +8,22 @@ import subprocess
 from pathlib import Path
 from typing import Any, get_args
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 import synthetic
 from levelt.config import Probes, Prompts
-from levelt.figures.claims import UNITS
+from levelt.figures.claims import UNITS, draw_paper
 from levelt.files import InputError, sha256, write_csv
 from levelt.ledger.numbers import disagreements
+from levelt.studies.audit_correlations import audit_correlations, second_options
 from levelt.studies.claims import judge_all
+from levelt.studies.estimates import Resampling
+from levelt.studies.evidence import collect
 from levelt.studies.latex import decimal, escape, interval, tabular
-from levelt.studies.report import claim_numbers, numbers, render, sentence
+from levelt.studies.report import _behaviour_numbers, claim_numbers, numbers, render, sentence
+from levelt.studies.scope import describe_models
 from levelt.studies.verdicts import Unit
 from levelt.typesetting import build, install
 
@@ -27,7 +32,12 @@ needs_latex = pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexm
 
 @pytest.fixture(scope="module")
 def study() -> dict[str, Any]:
-    return synthetic.study(pairs=24)
+    made = synthetic.study(pairs=24)
+    hits = synthetic.audit_hits(made["hits"], made["rows"])
+    evidence = collect(describe_models(made["manifests"]), [made["rows"]], [hits])
+    resampling = Resampling(evidence.samples, synthetic.STATISTICS, 0)
+    table = audit_correlations(evidence, second_options(evidence, [hits]), resampling, [])
+    return {**made, "audit_correlations": table}
 
 
 def draw(name: str, tables: list[Path], out: Path) -> None:
@@ -44,6 +54,7 @@ FIGURES = {
     "selection": ["selection_layers", "codebook"],
     "correlations": ["information", "correlations"],
     "blocking": ["blocking", "unrelated"],
+    "audit_correlations": ["audit_correlations"],
     "training_effects": ["information", "stage_layers"],
 }
 
@@ -116,6 +127,33 @@ def values(study: dict[str, Any], claims: list[dict[str, Any]]) -> dict[str, str
     return numbers(settings=settings, tables=study, claims=claims, samples=reports, **rest)
 
 
+def test_means_in_the_text_nest_tasks_in_models_in_families_without_control_tasks() -> None:
+    cells = [("a", "a-s", "one", 0.9), ("a", "a-s", "two", 0.7), ("a", "a-m", "one", 0.6), ("b", "b-s", "one", 0.1)]
+    cells += [("a", "a-s", "codebook", 0.0), ("b", "b-s", "codebook", 1.0)]
+    behaviour = pd.DataFrame(cells, columns=["family", "model", "task", "exact_match"])
+    behaviour = behaviour.assign(stage="dpo", condition="instruction_first", polarity="all", answered=1.0)
+    out = _behaviour_numbers(behaviour, "dpo", ["codebook"])
+    assert out["exact_match.latest.instruction_first"] == decimal(((0.8 + 0.6) / 2 + 0.1) / 2)
+    assert out["worst.latest.instruction_first"] == decimal(0.1)
+    assert _behaviour_numbers(behaviour, "dpo", []) != out
+
+
+def test_means_in_the_text_are_those_of_the_tables(values: dict[str, str], study: dict[str, Any]) -> None:
+    table = study["information"].query("quantity == 'exact_match' and stage == 'sft' and condition == 'sample_first'")
+    mean = table[(table[["task", "model", "family"]] == "all").all(axis=1)]["estimate"].item()
+    assert values["exact_match.latest.sample_first"] == decimal(mean)
+
+
+def test_legend_names_published_values_only_where_one_is_drawn() -> None:
+    claim = planted("vectors", 1.0, "supported") | {"region_low": 0.0, "region_high": None}
+    for published, named in ((None, False), (2.0, True)):
+        figure, _ = draw_paper(
+            pd.DataFrame([claim | {"published": published}]).astype({"region_high": float}), "vectors"
+        )
+        assert ("published" in [text.get_text() for text in figure.legends[0].get_texts()]) == named
+        plt.close(figure)
+
+
 def test_a_claim_becomes_a_sentence_with_its_verdict() -> None:
     claim = {"statement": "it rains", "unit": "pp", "estimate": -1.25, "ci_low": -2.0, "ci_high": -0.5}
     claim |= {"published": -3.0, "verdict": "supported"}
@@ -143,6 +181,16 @@ def test_claims_of_each_paper_are_counted_and_shown_apart() -> None:
     assert "asymmetry" in out["table.claims"] and "vectors" not in out["table.claims"]
     assert not list(disagreements(out, several))
     assert list(disagreements(out | {"verdicts.vectors.supported": "2"}, several))
+
+
+def test_audit_says_which_correlation_a_defect_moves_most(study: dict[str, Any], values: dict[str, str]) -> None:
+    table = study["audit_correlations"]
+    means = table[table["task"] == "all"]
+    for _, rows in means.groupby("level"):
+        most = rows.loc[rows["difference"].abs().idxmax()]
+        assert f"difference {decimal(most['difference'])}" in values["audit.correlations"]
+        assert f"of {len(rows)} differences" in values["audit.correlations"]
+    assert values["table.audit.correlations"].count(r"\\") == len(means) + 1  # and the header
 
 
 def test_every_unit_has_a_name_in_figure_and_report() -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from levelt.engine.attention import Blocked, blocked_kernel, blocking
 from levelt.engine.cache import begun, empty_cache, forgets, repeated
 from levelt.engine.generate import Batch, plan_batches
+from levelt.engine.layers import Passing, last_layer_at
 from levelt.engine.plans import Plan
 from levelt.engine.run import Change, Prompt, common_prefix
 from levelt.engine.sharing import PlacedPlans
@@ -49,6 +50,10 @@ weights [layers, heads, keys]: attention weights of the query position; key t is
     the prompt are zero. Eager attention only.
 logits [tokens]: of the token ids given, scale and soft-capping included.
 """
+
+NARROW = 0.8
+"""The last layer is run only where it is read, if that is at most this part of the columns: a gather, and a mask where
+there was none, cost a little."""
 
 _BLOCKS = ("attention", "mlp", "head", "weights")
 
@@ -402,9 +407,17 @@ class _Job:
             inputs |= {"input_ids": batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions()}
         spans = {read.group: self.ranges[read.group][rows] + shift[:, None] for read in reads}
         chosen = None if self.chosen is None else torch.from_numpy(self.chosen[rows]).to(device)
-        taps = list(_taps(decoder.parts, reads, spans, shift, chosen, device))
+        narrow = None
+        # GPT-2 gives what leaves its last layer the shape of its input
+        config = decoder.model.config
+        if plan is None and config._attn_implementation in ("sdpa", "eager") and config.model_type != "gpt2":
+            narrow = _Narrow.of(reads, spans, inputs["input_ids"].shape[1], device)
+        taps = list(_taps(decoder.parts, reads, spans, shift, chosen, device, narrow))
         with ExitStack() as stack:
             stack.enter_context(changed)
+            if narrow is not None:
+                stack.enter_context(last_layer_at(decoder.parts.layers[-1], narrow.columns))
+                cache = Passing() if cache is None else cache
             for tap in taps:
                 stack.enter_context(tap.listening())
             # without the output matrix: its rows are used one by one
@@ -420,14 +433,42 @@ class _Job:
         return _Run(values, inputs["input_ids"].numel(), cache, before.shape[1], starts, blocked)
 
 
+@dataclass(frozen=True)
+class _Narrow:
+    """The columns of each row that are read: the only ones at which the last layer has to be run.
+
+    columns: filled up with the last one. place: where each column is among them (only those read count).
+    """
+
+    columns: Int[Tensor, "rows read"]
+    place: Int[Tensor, "rows seq"]
+
+    @classmethod
+    def of(cls, reads: Sequence[Read], spans: Ranges, width: int, device: torch.device) -> _Narrow | None:
+        """None where it does not pay, or where attention weights are read (which are not narrowed)."""
+        column = np.arange(width)
+        bounds = [np.asarray(one)[:, :, None] for one in spans.values()]
+        wanted = np.any([(column >= one[:, 0]) & (column < one[:, 1]) for one in bounds], axis=0)
+        counts = wanted.sum(1)
+        if counts.max() > NARROW * width or any(read.site == "weights" for read in reads):
+            return None
+        order = np.argsort(~wanted, axis=1, kind="stable")[:, : counts.max()]
+        columns = np.take_along_axis(order, np.minimum(np.arange(counts.max()), counts[:, None] - 1), axis=1)
+        place = np.maximum(wanted.cumsum(1) - 1, 0)
+        return cls(torch.from_numpy(columns).to(device), torch.from_numpy(place).to(device))
+
+
 # --- taps: what listens during one forward pass ---------------------------------------------------------------------
 
 
 class _Tap:
     """Reads of one site with the same layers, all means or all single positions: one gather per layer for them."""
 
-    def __init__(self, parts: Parts, reads: Sequence[Read], taking: Selection | Positions) -> None:
-        self.parts, self.reads, self.taking = parts, reads, taking
+    def __init__(
+        self, parts: Parts, reads: Sequence[Read], taking: Selection | Positions, last: Selection | Positions
+    ) -> None:
+        """``last``: ``taking``, in what leaves the last layer."""
+        self.parts, self.reads, self.taking, self.last = parts, reads, taking, last
         self.layers = _layers(reads[0], parts)
         self.kept: list[Tensor] = []
 
@@ -441,8 +482,10 @@ class _Tap:
         self.kept.append(self.take(hidden))
 
     def take(self, hidden: Float[Tensor, "rows seq d"]) -> Float[Tensor, "kept d"]:
-        """The vectors (or their means) that are kept, in float32."""
-        return self.taking.reduce(self.taking.gather(hidden))
+        """The vectors (or their means) that are kept, in float32, of the next one of the tap's layers."""
+        depth = len(self.parts.layers) - (self.reads[0].site != "residual")
+        taking = self.last if self.layers and self.layers[len(self.kept)] == depth else self.taking
+        return taking.reduce(taking.gather(hidden))
 
     def split(self) -> Iterator[tuple[Read, np.ndarray]]:
         """The values of each read, for the rows of the batch in their order."""
@@ -502,7 +545,7 @@ class _Weights(_Tap):
     def __init__(
         self, parts: Parts, reads: Sequence[Read], taking: Selection | Positions, pads: Int[Tensor, " rows"]
     ) -> None:
-        super().__init__(parts, reads, taking)
+        super().__init__(parts, reads, taking, taking)
         self.pads = pads
 
     def listening(self) -> AbstractContextManager[Any]:
@@ -528,15 +571,20 @@ class _Logits(_Tap):
     """Logits of a few tokens, from the final norm's output and the rows of the output matrix for them."""
 
     def __init__(
-        self, parts: Parts, reads: Sequence[Read], taking: Selection | Positions, ids: Int[Tensor, "rows tokens"]
+        self,
+        parts: Parts,
+        reads: Sequence[Read],
+        taking: Selection | Positions,
+        last: Selection | Positions,
+        ids: Int[Tensor, "rows tokens"],
     ) -> None:
-        super().__init__(parts, reads, taking)
+        super().__init__(parts, reads, taking, last)
         self.ids = ids
 
     def finish(self, final: Float[Tensor, "rows seq d"]) -> None:
         # the mean of logits; with soft-capping it is not the logit of the mean, so the cap comes first
-        hidden, ids = self.taking.gather(final), self.ids[self.taking.rows]
-        self.kept.append(self.taking.reduce(token_logits(self.parts, hidden, ids)))
+        hidden, ids = self.last.gather(final), self.ids[self.last.rows]
+        self.kept.append(self.last.reduce(token_logits(self.parts, hidden, ids)))
 
 
 def token_logits(
@@ -560,6 +608,7 @@ def _taps(
     shift: Int64[np.ndarray, " rows"],
     chosen: Int[Tensor, "rows tokens"] | None,
     device: torch.device,
+    narrow: _Narrow | None,
 ) -> Iterator[_Tap]:
     """What listens in one pass: spans and shift (column of the first token) are those of its batch."""
     made: dict[tuple[bool, tuple[str, ...]], Selection | Positions] = {}
@@ -574,18 +623,19 @@ def _taps(
             chosen_spans = {read.group: spans[read.group] for read in same}
             made[names] = Positions.of(chosen_spans, device) if each else Selection.of(chosen_spans, device)
         taking = made[names]
+        last = taking if narrow is None else taking.placed(narrow.place)
         match site:
             case "embedding" | "residual":
-                yield _Residual(parts, same, taking)
+                yield _Residual(parts, same, taking, last)
             case "attention" | "mlp":
-                yield _Contribution(parts, same, taking)
+                yield _Contribution(parts, same, taking, last)
             case "head":
-                yield _Heads(parts, same, taking)
+                yield _Heads(parts, same, taking, last)
             case "weights":
                 yield _Weights(parts, same, taking, torch.from_numpy(shift).clamp_min(0).to(device))
             case _:
                 assert chosen is not None
-                yield _Logits(parts, same, taking, chosen)
+                yield _Logits(parts, same, taking, last, chosen)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------

@@ -56,6 +56,10 @@ class Selection:
         """The same positions in a pass whose first column is another."""
         return replace(self, index=self.index + by) if by else self
 
+    def placed(self, place: Int[Tensor, "rows seq"]) -> Selection:
+        """The same positions where a position of the batch is found at another place."""
+        return replace(self, index=place.gather(1, self.index))
+
     def mean(self, hidden: Float[Tensor, "rows seq d"]) -> Float[Tensor, "rows roles d"]:
         """The mean of each role's positions, in float32: one gather and one small batched product."""
         rows, roles, _ = self.weights.shape
@@ -110,6 +114,10 @@ class Positions:
             torch.from_numpy(np.concatenate(index)).to(device),
             tuple(counts),
         )
+
+    def placed(self, place: Int[Tensor, "rows seq"]) -> Positions:
+        """The same positions where a position of the batch is found at another place."""
+        return replace(self, index=place[self.rows, self.index])
 
     def gather(self, hidden: Float[Tensor, "rows seq d"]) -> Float[Tensor, "positions d"]:
         """The vectors at all positions, in float32."""

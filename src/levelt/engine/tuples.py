@@ -11,26 +11,31 @@ keys and values, which a just patched cell shares with its parent; and cells wit
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
-from levelt.engine.cache import changed_cache, run_prefix
+from levelt.engine.cache import changed_cache
+from levelt.engine.layers import Call, Enough, Known, Pair, call_of, changed, keys_of, through
 from levelt.engine.paths import ranks
 from levelt.files import InputError
-from levelt.models import hooks
 from levelt.models.loading import Decoder
 from levelt.models.selfcheck import readout
 
 Cell = tuple[int, ...]
 """Layers, from 0, in rising order; the empty tuple is the plain run."""
+
+FEWEST_KEYS = 16
+"""Eager attention over fewer keys is padded to this many: where a row is shorter than the widest vector registers,
+torch takes its softmax number by number, which is ten times as slow."""
 
 
 def cells_of(layers: int, order: int) -> tuple[Cell, ...]:
@@ -138,115 +143,151 @@ def _run(
     Nothing in front of the patched position changes: its keys and values are computed once, for the plain run, and
     only the positions from there on are rows of the batch. In the last layer only the last position asks.
     """
-    model, layers = decoder.model, decoder.parts.layers
-    plain: list[Tensor] = []
-    with hooks.outputs(layers, lambda _layer, hidden: plain.append(hidden[:, position:])):
-        cache = run_prefix(model, ids)
-    calls = _calls(decoder, ids[:1, position:], changed_cache(cache, lambda kept: kept[:1, :, :position]))
-    donors = donors.to(ids.device, plain[0].dtype)
-    count = donors.shape[1]
+    layers, depth = decoder.parts.layers, len(decoder.parts.layers)
+    batch = _Batch.of(decoder, ids)
+    position += batch.pads
+    cache = DynamicCache()  # without the config: it forgets nothing, and the windows are in the model's masks
+    plain = _entering(decoder, batch, cache)
+    calls = _entering(decoder, batch.behind(position), changed_cache(cache, lambda kept: kept[:1, :, :position]))
+    donors = donors.to(ids.device, plain[0][0].dtype)
+    count, width = donors.shape[1], plain[0][0].shape[-1]
     alive: list[Cell] = []
-    states = plain[0].new_empty(0, len(ids), count, *plain[0].shape[1:])
+    states = plain[0][0].new_empty(0, len(ids), count, batch.ids.shape[1] - position, width)
     split: list[int] = []
     for index, layer in enumerate(layers[:-1]):
         if alive:
             before = tuple(kept[:, None, :, :position] for kept in _kept(cache, index))
-            states = _through(layer, states.flatten(0, 2), calls[index], _Prefix(count, before)).view_as(states)
+            states = through(layer, states.flatten(0, 2), calls[index][1], _Prefix(count, before)).view_as(states)
         split = [place for place, cell in enumerate(alive) if len(cell) < order]
-        born = torch.cat([plain[index][None, :, None].expand(-1, -1, count, -1, -1), states[split]])
-        born[..., 0, :] = donors[:, :, index]
+        states = _split(states, split, plain[index + 1][0][:, position:], donors[:, :, index])
         alive += [(index,), *((*alive[place], index) for place in split)]
-        states = torch.cat([states, born])
-    ends = {(): plain[-1][:, None, -1], (len(layers) - 1,): donors[:, :, -1]}
-    if alive:
-        known = _last_keys(layers[-1], calls[-1], states, _kept(cache, -1), position, split)
-        asking = states[..., -1:, :]
-        rows = _through(layers[-1], asking.flatten(0, 2), _changed(calls[-1], _of_last_position), _Known(known))
-        ends |= dict(zip(alive, rows.view_as(asking)[..., 0, :], strict=True))
-    return ends
+    entering, call = plain[-1]
+    known = _last_keys(layers[-1], call, states, keys_of(layers[-1], entering, call), position, split)
+    asking = torch.cat([states[..., -1, :].flatten(0, 2), entering[:, -1]])[:, None]
+    ended = through(layers[-1], asking, _cut(call, slice(-1, None)), Known(known))[:, 0]
+    ends = dict(zip(alive, ended[: -len(ids)].view(*states.shape[:3], width), strict=True))
+    return {(): ended[-len(ids) :, None], (depth - 1,): donors[:, :, -1], **ends}
 
 
-_Pair = tuple[Tensor, Tensor]
-"""Keys and values."""
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts of one length, or their ends, behind columns that the model's mask hides. real: [rows, all columns]."""
+
+    ids: Int[Tensor, "rows columns"]
+    real: Int[Tensor, "rows all_columns"]
+    pads: int
+
+    @classmethod
+    def of(cls, decoder: Decoder, ids: Int[Tensor, "rows seq"]) -> _Batch:
+        """With pads in front if the model's attention is slow without."""
+        pads = max(0, FEWEST_KEYS - ids.shape[1]) if decoder.model.config._attn_implementation == "eager" else 0
+        return cls(F.pad(ids, (pads, 0)), F.pad(torch.ones_like(ids), (pads, 0)), pads)
+
+    def behind(self, column: int) -> _Batch:
+        """The first prompt from a column on."""
+        return _Batch(self.ids[:1, column:], self.real[:1], self.pads)
+
+    def positions(self) -> Int[Tensor, "rows columns"]:
+        """Of each column in its prompt; 0 at pads."""
+        return (self.real.cumsum(1) - 1).clamp_min(0)[:, -self.ids.shape[1] :]
 
 
-def _kept(cache: Any, layer: int) -> _Pair:
+def _split(
+    states: Float[Tensor, "cells n donors columns d"],
+    split: Sequence[int],
+    plain: Float[Tensor, "n columns d"],
+    vectors: Float[Tensor, "n donors d"],
+) -> Float[Tensor, "more_cells n donors columns d"]:
+    """The cells, then what becomes of the plain run and of some of the cells when the first column is patched."""
+    cells = len(states)
+    more = states.new_empty(cells + 1 + len(split), *states.shape[1:])
+    more[:cells] = states
+    more[cells] = plain[:, None]
+    for place, parent in enumerate(split, cells + 1):
+        more[place] = states[parent]
+    more[cells:, ..., 0, :] = vectors
+    return more
+
+
+def _kept(cache: Any, layer: int) -> Pair:
     return cache.layers[layer].keys, cache.layers[layer].values
 
 
 def _last_keys(
     layer: nn.Module,
-    call: _Call,
+    call: Call,
     states: Float[Tensor, "cells n donors columns d"],
-    plain: _Pair,
+    plain: Pair,
     position: int,
     split: Sequence[int],
-) -> _Pair:
-    """Keys and values of the last layer, [cells x n x donors, heads, seq, width].
+) -> Pair:
+    """Keys and values of the last layer, [cells x n x donors + n, heads, seq, width]: of the cells, then the plain run.
 
     A cell that was just patched has its parent's, but at the patched position; and there all these cells have the same.
 
     Args:
+        call: how the plain run calls the layer.
         states: the older cells, the child of the plain run, and the children of the older cells ``split``.
         plain: the plain run's, [n, heads, seq, width].
     """
     cells, count, donors = states.shape[:3]
+    if not cells:
+        return plain
     older = cells - 1 - len(split)
-    patched = _keys(layer, states[older, :, :, :1].flatten(0, 1), _changed(call, _of_first_position))
-    computed = _keys(layer, states[:older].flatten(0, 2), call) if older else patched
+    patched = keys_of(layer, states[older, :, :, :1].flatten(0, 1), _cut(call, slice(position, position + 1)))
+    computed = keys_of(layer, states[:older].flatten(0, 2), _cut(call, slice(position, None))) if older else patched
     found = []
     for of_plain, of_patched, of_older in zip(plain, patched, computed, strict=True):
-        whole = of_plain.new_empty(cells, count, donors, *of_plain.shape[1:])
-        whole[..., :position, :] = of_plain[:, None, :, :position]
-        behind = whole[..., position:, :]
+        whole = of_plain.new_empty((cells * donors + 1) * count, *of_plain.shape[1:])
+        whole[-count:] = of_plain
+        of_cells = whole[:-count].view(cells, count, donors, *of_plain.shape[1:])
+        of_cells[..., :position, :] = of_plain[:, None, :, :position]
+        behind = of_cells[..., position:, :]
         if older:
             behind[:older] = of_older.view(older, count, donors, *of_older.shape[1:])
-            behind[older + 1 :] = behind[list(split)]
+            for place, parent in enumerate(split, older + 1):
+                behind[place] = behind[parent]
         behind[older] = of_plain[:, None, :, position:]
         behind[older:, ..., :1, :] = of_patched.view(count, donors, *of_patched.shape[1:])
-        found.append(whole.flatten(0, 2))
+        found.append(whole)
     return found[0], found[1]
 
 
-_Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a layer is called with beside the hidden states: masks, position embeddings, the cache."""
-
-
-def _calls(decoder: Decoder, ids: Int[Tensor, "1 columns"], cache: Cache) -> list[_Call]:
-    """How the model calls its layers for one prompt behind a cache of one row; for all others of this length too."""
-    found: list[_Call] = []
+def _entering(decoder: Decoder, batch: _Batch, cache: Cache) -> list[tuple[Float[Tensor, "rows columns d"], Call]]:
+    """What enters each layer, and how the model calls it; the cache is extended. The last layer is not run."""
+    found: list[tuple[Tensor, Call]] = []
 
     def listen(_module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        found.append((positional[1:], {name: value for name, value in named.items() if name != "hidden_states"}))
+        found.append(call_of(positional, named))
+        if len(found) == len(decoder.parts.layers):
+            raise Enough
 
-    with ExitStack() as stack:
+    with ExitStack() as stack, suppress(Enough):
         for layer in decoder.parts.layers:
             stack.callback(layer.register_forward_pre_hook(listen, with_kwargs=True).remove)
-        decoder.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+        decoder.model.base_model(
+            input_ids=batch.ids,
+            attention_mask=batch.real,
+            position_ids=batch.positions(),
+            past_key_values=cache,
+            use_cache=True,
+        )
     return found
 
 
-def _changed(call: _Call, change: Callable[[Any], Any]) -> _Call:
-    """A call with every argument changed; members of tuples one by one."""
+def _cut(call: Call, columns: slice) -> Call:
+    """A call for some columns of any row, in front of which all keys are known.
 
-    def within(value: Any) -> Any:
-        return tuple(map(within, value)) if isinstance(value, tuple) else change(value)
+    Tensors are masks [rows, 1, queries, keys], embeddings [rows, positions, d] and positions [rows, positions].
+    """
 
-    return within(call[0]), {name: within(value) for name, value in call[1].items()}
+    def cut(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value = value[:1] if value.dim() > 1 else value
+        return value[..., columns, :] if value.dim() > 2 else value[..., columns]
 
-
-def _of_last_position(value: Any) -> Any:
-    """Of masks [.., queries, keys], embeddings [.., positions, d] and positions [.., positions] the last position."""
-    if not isinstance(value, Tensor):
-        return value
-    return value[..., -1:, :] if value.dim() > 2 else value[..., -1:]
-
-
-def _of_first_position(value: Any) -> Any:
-    """The same for the first position."""
-    if not isinstance(value, Tensor):
-        return value
-    return value[..., :1, :] if value.dim() > 2 else value[..., :1]
+    return changed(call, cut)
 
 
 class _Prefix:
@@ -255,7 +296,7 @@ class _Prefix:
     def __init__(self, count: int, before: Sequence[Float[Tensor, "n 1 heads columns width"]]) -> None:
         self.count, self.before = count, before
 
-    def update(self, keys: Tensor, values: Tensor, *_others: Any, **_named: Any) -> _Pair:
+    def update(self, keys: Tensor, values: Tensor, *_others: Any, **_named: Any) -> Pair:
         """Keys and values of the rows [cells x prompts x donors, heads, columns, width], behind the prefix."""
         return self._behind(keys, 0), self._behind(values, 1)
 
@@ -263,45 +304,3 @@ class _Prefix:
         before = self.before[which]
         now = now.view(-1, len(before), self.count, *now.shape[1:])
         return torch.cat([before.expand(len(now), -1, self.count, -1, -1, -1), now], -2).flatten(0, 2)
-
-
-class _Known:
-    """Stands in for a cache that has all keys and values, those of the asking position too."""
-
-    def __init__(self, known: _Pair) -> None:
-        self.known = known
-
-    def update(self, *_others: Any, **_named: Any) -> _Pair:
-        """What is known."""
-        return self.known
-
-
-class _Enough(Exception):
-    """The keys and values are there, which is all a call was for."""
-
-
-class _Stop:
-    """Stands in for a cache that ends the call of a layer when it gets the keys and values."""
-
-    found: _Pair
-
-    def update(self, keys: Tensor, values: Tensor, *_others: Any, **_named: Any) -> _Pair:
-        """Keeps them."""
-        self.found = keys, values
-        raise _Enough
-
-
-def _keys(layer: nn.Module, rows: Float[Tensor, "rows positions d"], call: _Call) -> _Pair:
-    """Keys and values of rows in a layer, which is not run any further."""
-    stop = _Stop()
-    with suppress(_Enough):
-        _through(layer, rows, call, stop)
-    return stop.found
-
-
-def _through(layer: nn.Module, rows: Float[Tensor, "rows positions d"], call: _Call, cache: object) -> Tensor:
-    """Rows behind a layer, with another cache."""
-    positional, named = _changed(call, lambda value: cache if isinstance(value, Cache) else value)
-    output = layer(rows, *positional, **named)
-    behind: Tensor = output[0] if isinstance(output, tuple) else output
-    return behind

@@ -20,7 +20,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     drawn = table[table["task"] == ALL].reset_index(drop=True)
     models = list(dict.fromkeys(drawn["model"]))
     drawn = drawn[drawn["model"] == models[-1]].reset_index(drop=True)
-    height = 0.6 + 0.135 * len(drawn)
+    height = 0.6 + min(0.15 * len(drawn), 7.8)  # a page of the report is 9 inches, and has a caption
     figure, (left, right) = plt.subplots(1, 2, figsize=(FULL_WIDTH, height), sharey=True, width_ratios=[1.4, 1])
     places = range(len(drawn))
     chance_line(left, 0.0, horizontal=False)
@@ -32,9 +32,9 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     right.plot(100 * drawn["difference"], places, "o", color=RELEASED, markersize=3)
     names = []
     for row in drawn.itertuples():
-        block = f", {words(str(row.block))}" if isinstance(row.block, str) and row.block else ""
-        names.append(f"{words(str(row.defect))}: {row.quantity}{block}")
-    left.set_yticks(places, names, fontsize=5.5)
+        block = f", {words(str(row.block)).removeprefix('block ')}" if isinstance(row.block, str) and row.block else ""
+        names.append(f"{words(str(row.defect))}: {str(row.quantity).replace('change of ', 'Δ ')}{block}")
+    left.set_yticks(places, names, fontsize=6.5)
     left.set_ylim(len(drawn) - 0.5, -0.5)
     for axis in (left, right):
         axis.tick_params(axis="y", length=0)

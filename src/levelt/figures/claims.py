@@ -57,6 +57,8 @@ def draw_paper(claims: pd.DataFrame, paper: str) -> tuple[Figure, pd.DataFrame]:
     entries: list[tuple[str, dict[str, object]]] = [
         (verdict, {"color": colour, "marker": "o", "markersize": 3.5}) for verdict, colour in VERDICT_COLOURS.items()
     ]
-    entries.append(("published", {"color": GREY, "marker": "D", "fillstyle": "none", "linestyle": "none", "markersize": 3}))
+    if np.isfinite(drawn["published"].to_numpy(dtype=float)).any():
+        published = {"color": GREY, "marker": "D", "fillstyle": "none", "linestyle": "none", "markersize": 3}
+        entries.append(("published", published))
     legend(figure, entries)
     return figure, drawn

@@ -39,6 +39,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 line = part[part["comparison"] == comparison]
                 axis.fill_between(line["layer"], line["ci_low"], line["ci_high"], color=colour, alpha=0.2, linewidth=0)
                 axis.plot(line["layer"], line["distance"], color=colour)
+            if part.empty:  # no comparison: too few queries have a map
+                axis.text(0.5, 0.5, "too few paths", transform=axis.transAxes, ha="center", va="center", color=GREY)
             axis.set_ylim(bottom=0)
             if row == 0:
                 axis.set_title(f"{measure} from\n{NAMES.get(source, source)}")

@@ -59,7 +59,8 @@ def judgments(
     question (half of the pairs negated) in the ``others``, each about so many texts."""
     for task, table in samples.items():
         for index, row in enumerate(table.to_dict("records")):
-            negated = index // 2 % 2 == 1  # of the other property, one polarity each
+            negated = index // 2 % 2 == 1
+            negated_other = index // 4 % 2 == 1  # the other property holds in every second pair: not in step with that
             own = [
                 ("own", "positive", row["question"], row["label"]),
                 ("own", "negated", row["negated_question"], FLIPPED[row["label"]]),
@@ -69,7 +70,7 @@ def judgments(
                 ("cross", "mixed", row["unasked_negated_question"], FLIPPED[row["unasked"]]),
             ]
             kind, _, question, answer = own[negated]
-            asked = [(main, *own[0]), (main, *own[1]), (main, *cross[negated])]
+            asked = [(main, *own[0]), (main, *own[1]), (main, *cross[negated_other])]
             asked += [(name, kind, "mixed", question, answer) for name, number in others.items() if index < number]
             for name, kind, polarity, question, answer in asked:
                 for order in ORDERS:

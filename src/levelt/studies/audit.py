@@ -43,6 +43,7 @@ DEFECTS = {
         Defect("trainer", "softmax twice, unscaled inputs, Adam with early stopping", "probing_model.py"),
         Defect("one_class_f1", "F1 of the second class is reported as macro F1", "probing_model.py"),
         Defect("leaking_folds", "contiguous quarters of the file split minimal pairs", "probing_worker.py"),
+        Defect("probing_together", "shifted span, released trainer and contiguous quarters at once", "as run"),
     ]
 }
 

@@ -91,7 +91,7 @@ class _Audit:
         rows = []
         contiguous = quarters(len(self._label), self._probes.folds)
         for role in PROBED:
-            values, present = self._values(plain, role)
+            values, present = role_values(plain, role)
             label, folds = self._label[present], self._folds[present]
             right = self._hits(plain, role, self._label)
             said = released_out_of_fold(values[present], label, folds, SEEDS, self._random)
@@ -113,7 +113,7 @@ class _Audit:
         self, found: Readings, role: Role, target: npt.NDArray[np.int64], folds: npt.NDArray[np.int64] | None = None
     ) -> Floats:
         """Share of layers 1..L whose out-of-fold probe is right, [n]; nan for a prompt without the role."""
-        values, present = self._values(found, role)
+        values, present = role_values(found, role)
         of = target[present]
         logits = self._fit(values[present], of, (self._folds if folds is None else folds)[present])
         out = np.full(len(target), np.nan)
@@ -126,12 +126,14 @@ class _Audit:
         logits: Floats = found.logits[0, 0]
         return logits
 
-    def _values(self, found: Readings, role: Role) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        values = (found.residual if ROLE_SITES[role] == "residual" else found.attention)[role]
-        return np.asarray(values, dtype=np.float64), np.isfinite(values).all(axis=(1, 2))
-
     def _paired(self, defect: str, quantity: str, corrected: Floats, released: Floats) -> dict[str, object]:
         return paired_row(defect, quantity, corrected, released, self._codes, self._draws, self._level)
+
+
+def role_values(found: Readings, role: Role) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """What was read at a role, [n, layers, d], and which prompts have it, [n]."""
+    values = (found.residual if ROLE_SITES[role] == "residual" else found.attention)[role]
+    return np.asarray(values, dtype=np.float64), np.isfinite(values).all(axis=(1, 2))
 
 
 def _inner(hits: npt.ArrayLike, role: Role) -> Floats:

@@ -1,9 +1,10 @@
 """The claims of the first paper, each as a declared test on the study's tables (methods/1 section 9 numbers the rows).
 
-Every claim is tested on the mean over tasks, models and families of the *headline* stage: the latest stage of training
-in the study. Where the published quantity is flawed (the output role reads the answer it was given; methods/1 defects,
-A5), the same claim stands again for the decision position, without a published value. Margins of equivalence are
-declared here, before any result: 2 percentage points for information, 0.2 for tau.
+Claims are tested on the mean over tasks, models and families of the *headline* stage, the latest stage of training in
+the study, or on its change since base. Claims about tau are the exception: they rest on the trained models of all
+stages, base included. Where the published quantity is flawed (the output role reads the answer it was given; methods/1
+defects, A5), the same claim stands again for the decision position, without a published value. Margins of equivalence
+are declared here, before any result: 2 percentage points for information, 0.2 for tau.
 """
 
 from __future__ import annotations

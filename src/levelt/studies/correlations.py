@@ -100,9 +100,8 @@ def _correlate(
     first: Floats, second: Floats, named: str, codes: npt.NDArray[np.int64], resampling: Resampling, task: str
 ) -> dict[str, Any]:
     present = ~(np.isnan(first[:, 0]) | np.isnan(second[:, 0]))
-    # shares of layers are sums of a few hits: rounding makes equal ones equal
-    x, y = (np.round(items[present].mean(axis=1), 6) for items in (first, second))
-    if min(_off_mode(x), _off_mode(y)) < FEWEST:
+    x, y = (mean_of_items(items[present]) for items in (first, second))
+    if min(off_mode(x), off_mode(y)) < FEWEST:
         return {"correlation": None}
     reliability = cronbach_alpha(first[present]) * (1.0 if named == "behaviour" else cronbach_alpha(second[present]))
     draws = resampling.draws(task).astype(np.float64)
@@ -111,18 +110,42 @@ def _correlate(
     return {"correlation": result, "reliability": reliability, "largest": largest, "n": int(present.sum())}
 
 
-def _off_mode(values: Floats) -> int:
+def mean_of_items(items: Floats) -> Floats:
+    """Means over items [n, items]. Shares of layers are sums of a few hits: rounding makes equal ones equal."""
+    mean: Floats = np.round(items.mean(axis=1), 6)
+    return mean
+
+
+def off_mode(values: Floats) -> int:
+    """How many values are not the most frequent one."""
     return len(values) - int(np.unique(values, return_counts=True)[1].max(initial=0))
 
 
 def _average(cells: Sequence[Cell], level: float) -> dict[str, Any]:
     """Mean over the cells of each task where tau is defined, then over tasks, with a BCa interval."""
     defined = [cell for cell in cells if cell.correlation is not None]
-    tasks = list(dict.fromkeys(cell.task for cell in defined))
-    draws, influences, taus, reliabilities, largest = [], [], [], [], []
-    for task in tasks:
-        of_task = [cell for cell in defined if cell.task == task]
-        results = [cell.correlation for cell in of_task if cell.correlation is not None]
+    by_task: dict[str, list[Cell]] = {}
+    for cell in defined:
+        by_task.setdefault(cell.task, []).append(cell)
+    counts = {"n": sum(cell.n for cell in defined), "cells": len(defined), "undefined": len(cells) - len(defined)}
+    if not defined:
+        return counts
+    results = [[cell.correlation for cell in of_task if cell.correlation] for of_task in by_task.values()]
+    tau, low, high = average_of_tasks(results, level)
+    values = {"tau": tau, "ci_low": low, "ci_high": high}
+    reliability = np.mean([np.mean([cell.reliability for cell in of_task]) for of_task in by_task.values()])
+    largest = np.mean([np.mean([cell.largest for cell in of_task]) for of_task in by_task.values()])
+    # rounded, since a reliability of zero is clipped from sums that are only nearly zero
+    return counts | values | {"reliability": reliability.round(9), "largest_tau": largest.round(9)}
+
+
+def average_of_tasks(tasks: Sequence[Sequence[Correlation]], level: float) -> tuple[float, float, float]:
+    """Mean over the correlations of each task, then over tasks: (tau, ci_low, ci_high), the interval BCa.
+
+    The correlations of a task come from the same draws; tasks are resampled independently.
+    """
+    draws, influences, taus = [], [], []
+    for results in tasks:
         taus.append(np.mean([result.tau for result in results]))
         # a model can be constant in a draw: the mean is then over the others, as it is for the estimate
         drawn = np.array([result.draws for result in results])
@@ -130,17 +153,10 @@ def _average(cells: Sequence[Cell], level: float) -> dict[str, Any]:
             draws.append(np.nansum(drawn, axis=0) / (~np.isnan(drawn)).sum(axis=0))
         groups = len(results[0].influence)
         influences.append(np.mean([result.influence for result in results], axis=0) * (groups - 1) / groups)
-        reliabilities.append(np.mean([cell.reliability for cell in of_task]))
-        largest.append(np.mean([cell.largest for cell in of_task]))
-    counts = {"n": sum(cell.n for cell in defined), "cells": len(defined), "undefined": len(cells) - len(defined)}
-    if not defined:
-        return counts
     low, high = bca_interval(
         np.mean(draws, axis=0)[:, None], [np.mean(taus)], np.concatenate(influences)[:, None] / len(tasks), level
     )
-    values = {"tau": np.mean(taus), "ci_low": low[0], "ci_high": high[0]}
-    # rounded, since a reliability of zero is clipped from sums that are only nearly zero
-    return counts | values | {"reliability": np.mean(reliabilities).round(9), "largest_tau": np.mean(largest).round(9)}
+    return float(np.mean(taus)), float(low[0]), float(high[0])
 
 
 def _cell_rows(
@@ -178,7 +194,8 @@ def _cell_correlation(cells: pd.DataFrame, first: str, second: str, resampling: 
     undefined = {"cells": 0, "undefined": len(cells)}
     if len(groups) < 2:
         return undefined
-    x, y = (cells[name].to_numpy() for name in (first, second))
+    # sums over groups leave rounding errors, which must not part cells with the same rate
+    x, y = (cells[name].to_numpy().round(9) for name in (first, second))
     draws = cluster_draws(len(groups), resampling.statistics.draws, resampling.generator("correlations", cluster))
     result = kendall(x, y, codes, draws, resampling.statistics.level)
     if result.reason:

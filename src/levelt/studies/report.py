@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from levelt.studies.latex import decimal, escape, interval, tabular
@@ -49,6 +50,7 @@ def numbers(
         cards: of the organisms, if there are any.
     """
     stage = latest_stage(tables["behaviour"]["stage"])
+    controls = settings["statistics"].control_tasks
     values = {
         "study": escape(settings["study"]),
         "title": escape(settings["title"]),
@@ -69,7 +71,7 @@ def numbers(
         "table.models": _models_table(manifests),
         "table.tasks": _tasks_table(samples),
         "table.behaviour": _behaviour_table(tables["behaviour"]),
-        "table.polarity": _polarity_table(tables["behaviour"]),
+        "table.polarity": _polarity_table(tables["behaviour"], controls),
         "table.information": _information_table(tables["information"], tables["spread"]),
         "table.correlations": _correlations_table(tables["correlations"]),
         "table.agreement": _agreement_table(tables["agreement"]),
@@ -87,14 +89,16 @@ def numbers(
     if "audit" in tables:
         values["table.audit"] = _audit_table(tables["audit"])
         values["audit.model"] = _code(tables["audit"]["model"].iloc[-1])
+    if "audit_correlations" in tables:
+        values |= _audit_correlations(tables["audit_correlations"])
     if "recall" in tables:
         values |= recall_numbers(tables)
     if "vectors_stages" in tables:
         values |= vector_numbers(tables)
     values |= claim_numbers(claims)
-    values |= _behaviour_numbers(tables["behaviour"], stage)
+    values |= _behaviour_numbers(tables["behaviour"], stage, controls)
     values |= _selection_numbers(tables["selection"], tables["selection_layers"], stage)
-    values |= _leak_numbers(tables["probes"], stage)
+    values |= _leak_numbers(tables["probes"], stage, controls)
     return values
 
 
@@ -174,15 +178,23 @@ def _claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
 # --- numbers in the text --------------------------------------------------------------------------------------------
 
 
-def _behaviour_numbers(behaviour: pd.DataFrame, stage: str) -> dict[str, str]:
-    """Mean and worst task of the latest stage, and the mean of the stage before any tuning, by variation."""
+def _mean(cells: pd.DataFrame, column: str, control_tasks: Sequence[str]) -> float:
+    """Mean over tasks, then models, then families, without control tasks, as `Estimates.with_means` has it."""
+    judged = cells[~cells["task"].isin(control_tasks)]
+    of_models = judged.groupby(["family", "model"], dropna=False)[column].mean()
+    return float(of_models.groupby(level="family", dropna=False).mean().mean())
+
+
+def _behaviour_numbers(behaviour: pd.DataFrame, stage: str, control_tasks: Sequence[str]) -> dict[str, str]:
+    """Mean of every stage and its worst cell, by variation; control tasks are in neither."""
     out = {}
+    behaviour = behaviour[~behaviour["task"].isin(control_tasks)]
     table = behaviour[(behaviour["polarity"] == "all") & behaviour["condition"].isin(PUBLISHED_VARIATIONS)]
     for name, of_stage in table.groupby("stage", sort=False):
         key = "latest" if name == stage else str(name)
         for condition, cell in of_stage.groupby("condition", sort=False):
-            out[f"exact_match.{key}.{condition}"] = decimal(float(cell["exact_match"].mean()))
-            out[f"answered.{key}.{condition}"] = decimal(float(cell["answered"].mean()))
+            out[f"exact_match.{key}.{condition}"] = decimal(_mean(cell, "exact_match", control_tasks))
+            out[f"answered.{key}.{condition}"] = decimal(_mean(cell, "answered", control_tasks))
             out[f"worst.{key}.{condition}"] = decimal(float(cell["exact_match"].min()))
     return out
 
@@ -204,14 +216,14 @@ def _selection_numbers(selection: pd.DataFrame, layers: pd.DataFrame, stage: str
     return out
 
 
-def _leak_numbers(probes: pd.DataFrame, stage: str) -> dict[str, str]:
+def _leak_numbers(probes: pd.DataFrame, stage: str, control_tasks: Sequence[str]) -> dict[str, str]:
     """First layer: the right answer, and a random appended answer, at the output and one position earlier."""
     first = probes[(probes["layer"] == 1) & (probes["stage"] == stage)]
     out = {}
     for key, condition, target in (("own", "instruction_first", "answer"), ("random", "random_answer", "appended")):
         cell = first[(first["condition"] == condition) & (first["target"] == target)]
-        for role, value in cell.groupby("role")["balanced_accuracy"].mean().items():
-            out[f"leak.{key}.{role}"] = decimal(float(value))
+        for role, of_role in cell.groupby("role"):
+            out[f"leak.{key}.{role}"] = decimal(_mean(of_role, "balanced_accuracy", control_tasks))
     return out
 
 
@@ -276,15 +288,15 @@ def _behaviour_table(behaviour: pd.DataFrame) -> str:
     return tabular(header, rows, "l" + "rr" * len(conditions) + "r")
 
 
-def _polarity_table(behaviour: pd.DataFrame) -> str:
+def _polarity_table(behaviour: pd.DataFrame, control_tasks: Sequence[str]) -> str:
     table = behaviour[(behaviour["polarity"] != "all") & (behaviour["condition"] != "demonstrations")]
     table = table[table["condition"].isin(PUBLISHED_VARIATIONS) & (table["stage"] != UNTRAINED)]
     if table.empty:
         return ""
     rows = []
     for (stage, condition), cell in table.groupby(["stage", "condition"], sort=False):
-        means = cell.groupby("polarity")["exact_match"].mean()
-        shown = [decimal(means.get(p, math.nan)) for p in ("positive", "negated")]
+        asked = [cell[cell["polarity"] == polarity] for polarity in ("positive", "negated")]
+        shown = [decimal(_mean(of_polarity, "exact_match", control_tasks)) for of_polarity in asked]
         rows.append([_plain(stage), _plain(condition), *shown])
     return tabular(["stage", "variation", "as asked", "negated"], rows, "llrr")
 
@@ -406,10 +418,10 @@ def _scale_table(scale: pd.DataFrame) -> str:
     table = scale[(scale["span"] == "whole") & (scale["task"] == ALL)]
     table = table[(table["target"] == "label") | (table["quantity"] == "exact_match")]
     rows = []
-    for (family, stage, model), cell in table.groupby(["family", "stage", "model"], sort=False):
+    for (family, stage, model, smaller), cell in table.groupby(["family", "stage", "model", "smaller"], sort=False):
         if family == ALL and table["family"].nunique() <= 2:  # one ladder: its mean is itself
             continue
-        name = "mean" if model == ALL else f"{cell['smaller'].iloc[0]} to {model}"
+        name = "mean" if model == ALL else f"{smaller} to {model}"
         row = [_plain(family), _plain(stage), _code(name)]
         for role in PUBLISHED_ROLES:
             row.append(_shown(cell, "change", 1, quantity="information", role=role))
@@ -515,6 +527,57 @@ def _audit_table(audit: pd.DataFrame) -> str:
         rows.append([])
     header = ["defect", "quantity", "intervention", "corrected", "with the defect", "difference"]
     return tabular(header, rows[:-1], "lllrrl") if rows else ""
+
+
+def _audit_correlations(table: pd.DataFrame) -> dict[str, str]:
+    """The taus of the audit as a table, and a sentence for each level that has any."""
+    means = table[table["task"] == ALL].fillna({"instead": ""})
+    rows: list[list[str]] = []
+    for (level, defect), cell in means.groupby(["level", "defect"], sort=False):
+        for first, (_, r) in enumerate(cell.iterrows()):
+            pair = f"{_plain(r['first'])}, {_plain(r['second'])}"
+            row = [str(level), _plain(defect)] if not first else ["", ""]
+            row += [pair, _plain(r["instead"]), f"{r['cells']} of {r['cells'] + r['undefined']}"]
+            for name, low, high in _AUDIT_TAUS:
+                row.append(f"{decimal(r[name])} {interval(r[low], r[high])}".strip())
+            rows.append(row)
+        rows.append([])
+    header = ["level", "defect", "between", "corrected reads", "cells", "corrected", "with the defect", "difference"]
+    sentences = (_moved(str(level), cell) for level, cell in means.groupby("level", sort=False))
+    return {
+        "table.audit.correlations": tabular(header, rows[:-1], "llllrrrr") if rows else "",
+        "audit.correlations": " ".join(sentences),
+    }
+
+
+_AUDIT_TAUS = [
+    ("corrected", "corrected_low", "corrected_high"),
+    ("released", "released_low", "released_high"),
+    ("difference", "ci_low", "ci_high"),
+]
+_AUDIT_LEVELS = {
+    "cells": "Over {cells} cells (task and variation; few, so that intervals are wide)",
+    "instances": "Over samples, where both variables vary in {cells} cells",
+}
+
+
+def _moved(level: str, rows: pd.DataFrame) -> str:
+    """How many correlations a defect moves, and which it moves most."""
+    defined = rows[rows["difference"].notna()]
+    if defined.empty:
+        return f"Over {level}, no correlation is defined."
+    moved = int(((defined["ci_low"] > 0) | (defined["ci_high"] < 0)).sum())
+    most = defined.iloc[int(np.argmax(defined["difference"].abs()))]
+    instead = f" (in place of {_plain(most['instead'])})" if most["instead"] else ""
+    fewest, most_cells = int(defined["cells"].min()), int(defined["cells"].max())
+    cells = str(fewest) if fewest == most_cells else f"{fewest} to {most_cells}"
+    return (
+        f"{_AUDIT_LEVELS[level].format(cells=cells)}, {moved} of {len(defined)} differences of "
+        f"$\\tau_b$ have an interval that excludes zero; the largest is that of {_plain(most['defect'])} between "
+        f"{_plain(most['first'])}{instead} and {_plain(most['second'])}: {decimal(most['corrected'])} corrected, "
+        f"{decimal(most['released'])} with the defect, difference {decimal(most['difference'])} "
+        f"{interval(most['ci_low'], most['ci_high'])}."
+    )
 
 
 def _example_table(example: pd.DataFrame) -> str:

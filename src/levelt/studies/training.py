@@ -28,15 +28,17 @@ def scale_table(
     """Growth along each ladder of sizes (one family, stage and seed), instruction first (methods/1 section 9, row 10).
 
     A row per step to the next larger model and, as span ``whole``, from the smallest to the largest; the model columns
-    are those of the larger one. ``change`` is the difference, ``growth`` the change relative to the smaller model.
+    are those of the larger one. Models of equal size are not compared with each other, but each with those of the next
+    size. ``change`` is the difference, ``growth`` the change relative to the smaller model.
     """
     both = _instruction_first([outcomes, information]).with_task_means(control_tasks)
     models = both.rows[MODEL_COLUMNS].drop_duplicates()
     steps = []
     for _, ladder in models.groupby(["family", "stage", "seed"], sort=False, dropna=False, observed=True):
-        names = list(ladder.drop_duplicates("parameters").sort_values("parameters", kind="stable")["model"])
-        steps += [(smaller, larger, "step") for smaller, larger in itertools.pairwise(names)]
-        steps += [(names[0], names[-1], "whole")] if len(names) > 1 else []
+        sizes = [list(of_size["model"]) for _, of_size in ladder.groupby("parameters", observed=True)]  # ascending
+        spans = [(*pair, "step") for pair in itertools.pairwise(sizes)]
+        spans += [(sizes[0], sizes[-1], "whole")] if len(sizes) > 1 else []
+        steps += [(small, large, span) for less, more, span in spans for small, large in itertools.product(less, more)]
     changes = _between(both, pd.DataFrame(steps, columns=["smaller", "model", "span"]), "smaller")
     columns = [*MODEL_COLUMNS, "span", "smaller", *_CELL, *_CHANGE, "growth", "growth_ci_low", "growth_ci_high"]
     whole = changes.where((changes.rows["span"] == "whole").to_numpy()).mean(["family", "model", "smaller"])
