@@ -27,6 +27,8 @@ for number, group in enumerate(TASK_GROUPS, start=1):
         benchmark:
             f"{BENCHMARKS}/read/{{model}}/{group[0]}.tsv"
         threads: STUDY.engine.threads
+        resources:
+            gpu=GPUS,
         params:
             settings=settings("engine", "probes.roles"),
             tasks=group,

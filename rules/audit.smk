@@ -16,6 +16,8 @@ rule audit:
     benchmark:
         f"{BENCHMARKS}/audit/{{model}}/{{task}}.tsv"
     threads: STUDY.engine.threads
+    resources:
+        gpu=GPUS,
     params:
         settings=settings("seed", "engine", "probes", "statistics"),
     message:

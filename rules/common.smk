@@ -93,6 +93,7 @@ TRAINING_TEMPLATES = (
 )
 TRAINING_THREADS = STUDY.organisms.threads if STUDY.organisms else 1
 
+GPUS = 1 if STUDY.engine.device == "cuda" else 0  # of a job that runs models; on `auto` it takes what is there
 TASKS_PER_JOB = STUDY.engine.tasks_per_job
 TASK_GROUPS = [TASKS[first : first + TASKS_PER_JOB] for first in range(0, len(TASKS), TASKS_PER_JOB)]
 

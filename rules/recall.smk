@@ -18,6 +18,8 @@ rule recall:
     benchmark:
         f"{BENCHMARKS}/recall/{{model}}.tsv"
     threads: STUDY.engine.threads
+    resources:
+        gpu=GPUS,
     params:
         settings=settings(
             "seed",

@@ -41,6 +41,8 @@ rule vectors:
     benchmark:
         f"{BENCHMARKS}/vectors/{{model}}.tsv"
     threads: STUDY.engine.threads
+    resources:
+        gpu=GPUS,
     params:
         settings=settings("seed", "vectors", "engine", "statistics"),
         folder=subpath(output.behaviour, parent=True),

@@ -95,6 +95,49 @@ def test_sections_are_values_without_behaviour() -> None:
         assert set(public) <= {"model_config", "model_fields", "model_computed_fields"}, (section, public)
 
 
+# --- the published setting, and where it runs ------------------------------------------------------------------------
+
+
+def test_the_published_setting_plans(checkout: Checkout) -> None:
+    """Its checkpoints are of a hub, so that nothing of them is needed for a plan; its task files are."""
+    tree = yaml.safe_load((checkout.path / "config/published.yaml").read_text(encoding="utf-8"))
+    for entry in tree["checkpoints"].values():
+        assert entry["path"].startswith("hub:") and re.fullmatch("[0-9a-f]{40}", entry["revision"]), entry
+    assert len({entry["revision"] for entry in tree["checkpoints"].values()}) == len(tree["checkpoints"])
+    for name, task in tree["tasks"].items():
+        task["source"]["path"] = f"tasks/{name}.jsonl"
+    (checkout.path / "own.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+    own = ["--configfile", "own.yaml", "--cores", "2"]
+    refused = checkout.snakemake(*own, "--dry-run", check=False)
+    assert refused.returncode != 0 and "tasks/blimp.jsonl" in refused.stdout + refused.stderr
+    (checkout.path / "tasks").mkdir()
+    for name in tree["tasks"]:
+        (checkout.path / f"tasks/{name}.jsonl").touch()
+    planned = checkout.planned(*own)
+    models, tasks = len(tree["checkpoints"]), len(tree["tasks"])
+    cells = models * tasks
+    expected = {"checkpoint": models, "samples": tasks, "prompts": cells, "read": models, "probe": cells, "tables": 1}
+    assert {rule: planned[rule] for rule in expected} == expected
+
+
+def test_the_slurm_profile_fits_the_rules(root: Path) -> None:
+    """A rule that a profile misnames would run with the default memory, without a word."""
+    profile = yaml.safe_load((root / "profiles/slurm/config.yaml").read_text(encoding="utf-8"))
+    texts = [path.read_text(encoding="utf-8") for path in (root / "rules").glob("*.smk")]
+    rules = {name for text in texts for name in re.findall(r"^rule (\w+):", text, flags=re.MULTILINE)} | {"read"}
+    named = {re.sub(r"^read_\d$", "read", name) for name in (*profile["set-resources"], *profile["groups"])}
+    assert named <= rules, named - rules
+    assert set(profile["group-components"]) == set(profile["groups"].values())
+    always = yaml.safe_load((root / "profiles/default/profile.yaml").read_text(encoding="utf-8"))
+    assert not set(always) & set(profile), "profiles/default is used beside it and would win"
+    # every job that runs a model takes `engine.threads` threads, asks for the study's GPUs, and has its memory given
+    asking = "threads: STUDY.engine.threads\n", "resources:\n", "gpu=GPUS,\n"
+    running = [line.strip() + "\n" for text in texts for line in text.splitlines()]
+    starts = [i for i, line in enumerate(running) if line == asking[0]]
+    assert len(starts) == 4 and all(tuple(running[i : i + 3]) == asking for i in starts)
+    assert {"read", "audit", "vectors", "recall"} <= set(profile["set-resources"])
+
+
 # --- the smoke study -------------------------------------------------------------------------------------------------
 
 
