@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +37,6 @@ class Clone:
         self.study = ["snakemake", "--cores", cores, "--configfile", config]
         if not path.exists():
             subprocess.run(["git", "clone", "-q", str(ROOT), str(path)], check=True)
-            shutil.rmtree(path / "data/remote", ignore_errors=True)
         self.environment = {**os.environ, "PYTHONPATH": str(path / "src")}
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:

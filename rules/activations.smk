@@ -1,18 +1,15 @@
 # One pass through a model for a group of tasks: activations of every condition, and the answers.
 #
-# Starting torch costs seconds, so a job covers `engine.tasks_per_job` tasks. Each group of tasks has a rule of its own
-# (read, read_2, ...), since one job has one list of outputs.
+# Starting torch costs seconds, so a job covers `engine.tasks_per_job` tasks.
 
 
-for number, group in enumerate(TASK_GROUPS, start=1):
+for number, group in enumerate(groups_of(TASKS, STUDY.engine.tasks_per_job), start=1):
 
     rule:
         name:
-            "read" if number == 1 else f"read_{number}"
+            of_group("read", number)
         input:
-            prompts=lambda wildcards, group=group: expand(
-                f"{DATA}/prompts/{prompts_of(wildcards.model)}/{{task}}.parquet", task=group
-            ),
+            prompts=prompts_of_tasks(group),
             manifest=f"{DATA}/models/{{model}}/manifest.json",
             weights=ancient(weights_of_model),
             code=code("read"),

@@ -94,8 +94,6 @@ TRAINING_TEMPLATES = (
 TRAINING_THREADS = STUDY.organisms.threads if STUDY.organisms else 1
 
 GPUS = 1 if STUDY.engine.device == "cuda" else 0  # of a job that runs models; on `auto` it takes what is there
-TASKS_PER_JOB = STUDY.engine.tasks_per_job
-TASK_GROUPS = [TASKS[first : first + TASKS_PER_JOB] for first in range(0, len(TASKS), TASKS_PER_JOB)]
 
 DATA = f"data/{STUDY.study}"
 WORLD = f"{DATA}/world"
@@ -104,8 +102,22 @@ FIGURE = f"figures/{STUDY.study}"
 PAPER = f"paper/{STUDY.study}"
 ACTIVATIONS = f"{DATA}/activations/{{model}}/{{task}}"
 BEHAVIOUR = f"{DATA}/behaviour/{{model}}/{{task}}.parquet"
+PROBES = f"{DATA}/probes/{{model}}/{{task}}.parquet"
+PROBE_CONTROLS = f"{DATA}/probes/{{model}}/{{task}}.controls.parquet"
+HITS = f"{DATA}/hits/{{model}}/{{task}}.parquet"
 LOGS = f"logs/{STUDY.study}"
 BENCHMARKS = f"benchmarks/results/{STUDY.study}"
+
+
+def groups_of(tasks, size):
+    """Tasks in groups of this size, one job each. A group has a rule of its own (read, read_2, ...), since one job has
+    one list of outputs; groups of one share a rule, whose wildcard is the task."""
+    return [["{task}"]] if size == 1 else [tasks[first : first + size] for first in range(0, len(tasks), size)]
+
+
+def of_group(name, number):
+    """The name of a rule for the group with this number, from 1."""
+    return name if number == 1 else f"{name}_{number}"
 
 
 def code(command, *modules):
@@ -146,6 +158,14 @@ def prompts_of(model):
 def prompts_of_model(wildcards):
     """The prompts a model reads for one task."""
     return f"{DATA}/prompts/{prompts_of(wildcards.model)}/{wildcards.task}.parquet"
+
+
+def prompts_of_tasks(tasks):
+    """The prompts a model reads for some tasks: a function of the job's wildcards."""
+    return lambda wildcards: [
+        f"{DATA}/prompts/{prompts_of(wildcards.model)}/{task.format(**dict(wildcards.items()))}.parquet"
+        for task in tasks
+    ]
 
 
 def tokenizer_of_prompts(wildcards):

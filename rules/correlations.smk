@@ -6,8 +6,8 @@ rule tables:
     input:
         manifests=expand(f"{DATA}/models/{{model}}/manifest.json", model=MODELS),
         behaviour=expand(BEHAVIOUR, model=MODELS, task=TASKS),
-        probes=expand(rules.probe.output.probes, model=MODELS, task=TASKS),
-        hits=expand(rules.probe.output.hits, model=MODELS, task=TASKS),
+        probes=expand(PROBES, model=MODELS, task=TASKS),
+        hits=expand(HITS, model=MODELS, task=TASKS),
         code=code("tables"),
     output:
         behaviour=f"{DATA}/tables/behaviour.csv",

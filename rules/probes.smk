@@ -1,38 +1,51 @@
 # Linear probes on the activations: what can be decoded, where, and in which condition.
+#
+# Starting Python costs a second, as much as probing a small model on one task: a job covers `probes.tasks_per_job` tasks.
 
 
-rule probe:
-    """Probe one model on one task: every condition, role, target and layer, out of fold, with certificates; and their controls."""
-    input:
-        prompts=prompts_of_model,
-        manifest=f"{ACTIVATIONS}/manifest.json",
-        activations=ancient(
-            expand(f"{ACTIVATIONS}/{{condition}}.safetensors", condition=CONDITIONS, allow_missing=True)
-        ),
-        code=code("probe"),
-    output:
-        probes=f"{DATA}/probes/{{model}}/{{task}}.parquet",
-        hits=f"{DATA}/hits/{{model}}/{{task}}.parquet",
-        controls=f"{DATA}/probes/{{model}}/{{task}}.controls.parquet",
-    log:
-        f"{LOGS}/probe/{{model}}/{{task}}.log",
-    benchmark:
-        f"{BENCHMARKS}/probe/{{model}}/{{task}}.tsv"
-    threads: 1
-    params:
-        settings=settings("seed", "probes", "statistics"),
-    message:
-        "probing {wildcards.model} on {wildcards.task}"
-    shell:
-        "levelt probe --settings {params.settings:q} --model {wildcards.model} --task {wildcards.task}"
-        " --prompts {input.prompts} --activations {input.activations} --probes {output.probes}"
-        " --hits {output.hits} --controls {output.controls} 2> {log}"
+for number, group in enumerate(groups_of(TASKS, STUDY.probes.tasks_per_job), start=1):
+
+    rule:
+        """Probe one model on some tasks: every condition, role, target and layer, out of fold, with certificates; and their controls."""
+        name:
+            of_group("probe", number)
+        input:
+            prompts=prompts_of_tasks(group),
+            manifests=expand(f"{ACTIVATIONS}/manifest.json", task=group, allow_missing=True),
+            activations=ancient(
+                expand(
+                    f"{ACTIVATIONS}/{{condition}}.safetensors", task=group, condition=CONDITIONS, allow_missing=True
+                )
+            ),
+            code=code("probe"),
+        output:
+            probes=expand(PROBES, task=group, allow_missing=True),
+            hits=expand(HITS, task=group, allow_missing=True),
+            controls=expand(PROBE_CONTROLS, task=group, allow_missing=True),
+        log:
+            f"{LOGS}/probe/{{model}}/{group[0]}.log",
+        benchmark:
+            f"{BENCHMARKS}/probe/{{model}}/{group[0]}.tsv"
+        threads: 1
+        params:
+            settings=settings("seed", "probes", "statistics"),
+            tasks=group,
+            conditions=CONDITIONS,
+            activations=lambda wildcards: f"{DATA}/activations/{wildcards.model}",
+            probes=lambda wildcards: f"{DATA}/probes/{wildcards.model}",
+            hits=lambda wildcards: f"{DATA}/hits/{wildcards.model}",
+        message:
+            "probing {wildcards.model} on {params.tasks}"
+        shell:
+            "levelt probe --settings {params.settings:q} --model {wildcards.model} --tasks {params.tasks}"
+            " --conditions {params.conditions} --prompts {input.prompts} --activations {params.activations}"
+            " --probes {params.probes} --hits {params.hits} 2> {log}"
 
 
 rule controls:
     """The controls of all probes, beside the probes themselves."""
     input:
-        controls=expand(rules.probe.output.controls, model=MODELS, task=TASKS),
+        controls=expand(PROBE_CONTROLS, model=MODELS, task=TASKS),
         probes=f"{DATA}/tables/probes.csv",
         code=code("controls"),
     output:

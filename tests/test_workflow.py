@@ -124,8 +124,11 @@ def test_the_slurm_profile_fits_the_rules(root: Path) -> None:
     """A rule that a profile misnames would run with the default memory, without a word."""
     profile = yaml.safe_load((root / "profiles/slurm/config.yaml").read_text(encoding="utf-8"))
     texts = [path.read_text(encoding="utf-8") for path in (root / "rules").glob("*.smk")]
-    rules = {name for text in texts for name in re.findall(r"^rule (\w+):", text, flags=re.MULTILINE)} | {"read"}
-    named = {re.sub(r"^read_\d$", "read", name) for name in (*profile["set-resources"], *profile["groups"])}
+    rules = {name for text in texts for name in re.findall(r"^rule (\w+):", text, flags=re.MULTILINE)} | {
+        "read",
+        "probe",
+    }
+    named = {re.sub(r"_\d$", "", name) for name in (*profile["set-resources"], *profile["groups"])}
     assert named <= rules, named - rules
     assert set(profile["group-components"]) == set(profile["groups"].values())
     always = yaml.safe_load((root / "profiles/default/profile.yaml").read_text(encoding="utf-8"))
@@ -201,16 +204,17 @@ def test_touched_code_is_not_changed_code(smoke: SmokeRun) -> None:
 
 
 TABLES_DOWN = {"tables", "controls", "claims", "figure", "numbers", "report", "all"}
+READ, PROBED = ["read", "read_2"], ["probe", "probe_2"]
 AUDITED = {"audit", "audit_table"}
 OTHER_STUDIES = {"vectors", "vectors_tables", "recall", "recall_tables"}
 
 EDITS = {
-    "a probe setting": ("config/smoke.yaml", "probes:", "probes:\n  penalty: 0.02", {"probe", *AUDITED, *TABLES_DOWN}),
+    "a probe setting": ("config/smoke.yaml", "probes:", "probes:\n  penalty: 0.02", {*PROBED, *AUDITED, *TABLES_DOWN}),
     "code of the solver": (
         "src/levelt/probes/solver.py",
         '"""L2 logistic regression, many probes',
         '"""Logistic regression, many probes',
-        {"probe", *AUDITED, *TABLES_DOWN},
+        {*PROBED, *AUDITED, *TABLES_DOWN},
     ),
     "code of one figure": (
         "src/levelt/figures/behaviour.py",
@@ -224,7 +228,7 @@ EDITS = {
         "config/smoke.yaml",
         "engine:",
         "engine:\n  attention: eager",
-        {"read", "read_2", "probe", *AUDITED, *OTHER_STUDIES, *TABLES_DOWN},
+        {*READ, *PROBED, *AUDITED, *OTHER_STUDIES, *TABLES_DOWN},
     ),
 }
 
@@ -250,7 +254,7 @@ def test_a_templates_wording_reruns_what_depends_on_it(smoke: SmokeRun) -> None:
     with edited(smoke.checkout.path / "config/smoke.yaml", json.dumps(wording), json.dumps("Q" + wording)):
         planned = smoke.checkout.planned(*SMOKE)
     assert first is not None
-    assert set(planned) == {"prompts", "read", "read_2", "probe", "evaluate", *AUDITED, *TABLES_DOWN}
+    assert set(planned) == {"prompts", *READ, *PROBED, "evaluate", *AUDITED, *TABLES_DOWN}
     assert planned["prompts"] == len(study.tasks), "the organisms share their prompts"
 
 
@@ -268,8 +272,9 @@ def test_one_tasks_question_reruns_only_that_task(smoke: SmokeRun) -> None:
         planned = smoke.checkout.planned(*SMOKE)
     assert set(planned) == {"samples", "prompts", "read", "probe", *AUDITED, *TABLES_DOWN}
     assert planned["samples"] == planned["prompts"] == 1
-    assert planned["read"] == len(study.model_ids), "one job reads two tasks, and reads both again"
-    assert planned["probe"] == study.engine.tasks_per_job * len(study.model_ids)
+    assert study.engine.tasks_per_job == study.probes.tasks_per_job == 2
+    for rule in ("read", "probe"):
+        assert planned[rule] == len(study.model_ids), "a job is of two tasks, and both are made again"
 
 
 @pytest.mark.smoke
@@ -280,7 +285,7 @@ def test_rerunning_a_job_gives_the_same_bytes(smoke: SmokeRun) -> None:
     path = smoke.checkout.path
     kept = [p for folder in ("data/smoke", "figures/smoke", "paper/smoke") for p in (path / folder).rglob("*")]
     before = {p: sha256(p) for p in kept if p.is_file()}
-    rules = ["world", "samples", "prompts", "read", "read_2", "probe", "tables", "figure", "numbers", "report"]
+    rules = ["world", "samples", "prompts", *READ, *PROBED, "tables", "figure", "numbers", "report"]
     smoke.checkout.snakemake(
         *SMOKE, "--forcerun", *rules, "--omit-from", "instructions", "tokenizer", "pretrain", "tune"
     )

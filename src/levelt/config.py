@@ -445,6 +445,9 @@ class Probes(Section):
         description="Also label probes with this many hidden layers of 100 units (scikit-learn; slow), as controls.",
     )
     controls: Controls = Field(default=Controls(), description="Controls.")
+    tasks_per_job: int = Field(
+        1, ge=1, description="Tasks of one model that a job probes, as `engine.tasks_per_job`: for small models."
+    )
 
     @model_validator(mode="after")
     def _nested_folds(self) -> Probes:

@@ -10,8 +10,8 @@ ALL = "all"
 UNTRAINED = "untrained"
 """The stage of models with random weights: a control, kept out of means."""
 
-STAGES = ("base", "sft", "instruct", "dpo")
-"""Stages of training from early to late."""
+STAGES = ("base", "sft", "dpo", "instruct")
+"""Stages of training from early to late; instruct is what is published last, after whatever came before."""
 
 
 def latest_stage(stages: Iterable[str]) -> str:

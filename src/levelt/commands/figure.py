@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import pkgutil
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from levelt.files import replacing, write_csv
+from levelt import figures
+from levelt.files import InputError, replacing, write_csv
 from levelt.marks import mark_of, pdf_metadata, png_metadata
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Read tables, draw, write PDF, PNG and the table drawn."""
     from levelt.figures.style import use_style
 
+    known = [module.name for module in pkgutil.iter_modules(figures.__path__) if module.name != "style"]
+    if arguments.name not in known:
+        raise InputError(f"there is no figure {arguments.name}; known figures: {', '.join(known)}")
     use_style()
     figure, drawn = importlib.import_module(f"levelt.figures.{arguments.name}").draw(_read(arguments.tables))
     write_csv(arguments.csv, drawn)

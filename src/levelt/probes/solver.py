@@ -13,6 +13,7 @@ not get there is solved again with everything in float64 (``precision="float64"`
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -36,6 +37,9 @@ these."""
 
 FLAT_WIDTH = 192
 """Features up to which designs are solved along their features, in batches, even if they have fewer rows."""
+
+CHUNK_SCORES = 50000
+"""Scores of tall designs computed together: what descent keeps of them stays in a core's cache."""
 
 STEPS = 400
 """Most descent iterations."""
@@ -232,6 +236,15 @@ def _fit(
 ) -> Batch:
     """``rows`` are [designs, sets, n], and ``scales`` turn ``designs`` into the features of each set."""
     used = rows > 0
+    ever = used.any(axis=(0, 1))
+    if not ever.all():  # rows that no set fits are only scored
+        part = _fit(
+            designs[:, :, ever], targets[:, :, ever], rows[:, :, ever], scales, penalty, bound, classes, precision
+        )
+        count, problems, outputs, width = part.weights.shape
+        scores = part.weights.reshape(count, -1, width) @ designs
+        scores = scores.reshape(count, problems, outputs, -1) + part.intercepts[..., None]
+        return Batch(part.weights, part.intercepts, scores, part.bounds)
     at = np.stack([targets == label for label in range(classes)]).astype(np.float32)  # classes, designs, problems, n
     found_in = at @ used.astype(np.float32).transpose(0, 2, 1)
     missing = [label for label in range(classes) if not found_in[label].all()]
@@ -321,6 +334,17 @@ class TallSystem:
         penalties[:, :, :-1] = penalty * self.counts
         penalties[:, :, -1] = 0
         self.space = Tall(design, across, factors, penalties, inverse)
+
+    def problems(self, part: slice) -> TallSystem:
+        """The same for some of the problems."""
+        found = copy(self)
+        found.low = self.low.problems(part)
+        outputs = slice(part.start * self.low.outputs, part.stop * self.low.outputs)
+        found.scales, found.counts = (
+            each if each.shape[1] == 1 else each[:, outputs] for each in (self.scales, self.counts)
+        )
+        found.space = self.space.problems(outputs)
+        return found
 
     def descend(self, tolerance: float, limit: int) -> tuple[Floats, Floats]:
         return self._lift(descend(self.space, self.low, tolerance, limit))
@@ -476,21 +500,46 @@ def _inverse(matrix: Real) -> Real:
 
 def _solve(designs: Floats, loss: Loss, scales: Floats, penalty: float, kind: npt.DTypeLike) -> tuple[Batch, Floats]:
     assert loss.rows is not None
-    if designs.shape[1] <= max(FLAT_WIDTH, (loss.rows > 0).sum(axis=2).max()):
-        return _solve_system(TallSystem, designs, loss, scales, penalty, kind)
-    found = [  # designs this wide are big enough alone
-        _solve_system(FlatSystem, designs[part], loss.part(part), scales[part], penalty, kind)
-        for part in (slice(at, at + 1) for at in range(len(designs)))
-    ]
+    tall = designs.shape[1] <= max(FLAT_WIDTH, (loss.rows > 0).sum(axis=2).max())
+    at_once = max(1, CHUNK_SCORES // loss.targets[0].size) if tall else 1  # wide designs are big enough alone
+    found = []
+    for start in range(0, len(designs), at_once):
+        part = slice(start, start + at_once)
+        found.append(_solve_designs(tall, designs[part], loss.part(part), scales[part], penalty, kind))
+    return _joined(found, axis=0)
+
+
+def _solve_designs(
+    tall: bool, designs: Floats, loss: Loss, scales: Floats, penalty: float, kind: npt.DTypeLike
+) -> tuple[Batch, Floats]:
+    """Some designs, the problems a chunk at a time."""
+    assert loss.rows is not None
+    even = bool((loss.rows == 1).all())
+    low = Loss(loss.targets.astype(kind), loss.outputs, None if even else loss.rows.astype(kind))
+    if not tall:
+        return _solve_system(FlatSystem(designs, loss, low, scales, penalty), designs, loss, scales, penalty, kind)
+    whole = TallSystem(designs, loss, low, scales, penalty)
+    problems = loss.targets.shape[1] // loss.outputs
+    chunks = -(-problems * loss.outputs * loss.targets.shape[2] // CHUNK_SCORES)
+    together = -(-problems // chunks)
+    found = []
+    for start in range(0, problems, together):
+        part = slice(start, start + together)
+        system = whole.problems(part)
+        found.append(_solve_system(system, designs, loss.problems(part), system.scales, penalty, kind))
+    return _joined(found, axis=1)
+
+
+def _joined(found: list[tuple[Batch, Floats]], axis: int) -> tuple[Batch, Floats]:
     if len(found) == 1:
         return found[0]
     fields = ("weights", "intercepts", "scores", "bounds")
-    batch = Batch(*(np.concatenate([getattr(part, name) for part, _ in found]) for name in fields))
-    return batch, np.concatenate([near for _, near in found])
+    batch = Batch(*(np.concatenate([getattr(part, name) for part, _ in found], axis=axis) for name in fields))
+    return batch, np.concatenate([near for _, near in found], axis=axis)
 
 
 def _solve_system(
-    kind_of_system: type[TallSystem] | type[FlatSystem],
+    system: System,
     designs: Floats,
     loss: Loss,
     scales: Floats,
@@ -503,9 +552,6 @@ def _solve_system(
         The probes, and the bounds below which each counts as finished.
     """
     assert loss.rows is not None
-    even = bool((loss.rows == 1).all())
-    low = Loss(loss.targets.astype(kind), loss.outputs, None if even else loss.rows.astype(kind))
-    system: System = kind_of_system(designs, loss, low, scales, penalty)
     most = float((loss.rows > 0).sum(axis=2).max())
     parameters, intercepts = system.descend(DESCENT * most**0.5, STEPS)
     anchor, moves = (parameters, intercepts), (parameters, intercepts)

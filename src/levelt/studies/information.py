@@ -44,11 +44,6 @@ def variation_of(condition: str) -> str:
     return OTHER if condition in OTHER_ASKED.values() else INTERVENED
 
 
-def without_interventions(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the prompt variations."""
-    return table[table["condition"].isin(VARIATIONS)]
-
-
 FIRST_LAYER = {"residual": 0, "attention": 1}
 """The layer of a site's first entry: the residual stream starts with the embeddings, attention with layer 1."""
 
