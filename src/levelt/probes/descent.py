@@ -51,11 +51,6 @@ class Loss:
         """The loss of some designs."""
         return Loss(self.targets[designs], self.outputs, None if self.rows is None else self.rows[designs])
 
-    def problems(self, part: slice) -> Loss:
-        """The loss of some problems of every design."""
-        rows = self.rows if self.rows is None or self.rows.shape[1] == 1 else self.rows[:, part]
-        return Loss(self.targets[:, self.outputs * part.start : self.outputs * part.stop], self.outputs, rows)
-
     def predict(self, scores: Real) -> Real:
         """What the scores say: expected target (two classes, -1 to 1), or class probabilities."""
         if self.outputs == 1:
@@ -169,11 +164,6 @@ class Tall:
         del ray
         found = loss.dot(self.penalties * vector, vector)
         return found, found
-
-    def problems(self, part: slice) -> Tall:
-        """The coefficients of some outputs of every design."""
-        scales, penalties = (each if each.shape[1] == 1 else each[:, part] for each in (self.scales, self.penalties))
-        return Tall(self.design, self.across, scales, penalties, self.inverse)
 
     def part(self, designs: npt.NDArray[Any] | slice) -> Tall:
         fields = (self.design, self.across, self.scales, self.penalties, self.inverse)

@@ -13,7 +13,6 @@ not get there is solved again with everything in float64 (``precision="float64"`
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -38,8 +37,8 @@ these."""
 FLAT_WIDTH = 192
 """Features up to which designs are solved along their features, in batches, even if they have fewer rows."""
 
-CHUNK_SCORES = 50000
-"""Scores of tall designs computed together: what descent keeps of them stays in a core's cache."""
+CHUNK_SCORES = 200_000
+"""Scores of tall designs computed together, if one design has fewer: few enough for a core's cache."""
 
 STEPS = 400
 """Most descent iterations."""
@@ -335,17 +334,6 @@ class TallSystem:
         penalties[:, :, -1] = 0
         self.space = Tall(design, across, factors, penalties, inverse)
 
-    def problems(self, part: slice) -> TallSystem:
-        """The same for some of the problems."""
-        found = copy(self)
-        found.low = self.low.problems(part)
-        outputs = slice(part.start * self.low.outputs, part.stop * self.low.outputs)
-        found.scales, found.counts = (
-            each if each.shape[1] == 1 else each[:, outputs] for each in (self.scales, self.counts)
-        )
-        found.space = self.space.problems(outputs)
-        return found
-
     def descend(self, tolerance: float, limit: int) -> tuple[Floats, Floats]:
         return self._lift(descend(self.space, self.low, tolerance, limit))
 
@@ -502,44 +490,20 @@ def _solve(designs: Floats, loss: Loss, scales: Floats, penalty: float, kind: np
     assert loss.rows is not None
     tall = designs.shape[1] <= max(FLAT_WIDTH, (loss.rows > 0).sum(axis=2).max())
     at_once = max(1, CHUNK_SCORES // loss.targets[0].size) if tall else 1  # wide designs are big enough alone
+    system = TallSystem if tall else FlatSystem
     found = []
     for start in range(0, len(designs), at_once):
         part = slice(start, start + at_once)
-        found.append(_solve_designs(tall, designs[part], loss.part(part), scales[part], penalty, kind))
-    return _joined(found, axis=0)
-
-
-def _solve_designs(
-    tall: bool, designs: Floats, loss: Loss, scales: Floats, penalty: float, kind: npt.DTypeLike
-) -> tuple[Batch, Floats]:
-    """Some designs, the problems a chunk at a time."""
-    assert loss.rows is not None
-    even = bool((loss.rows == 1).all())
-    low = Loss(loss.targets.astype(kind), loss.outputs, None if even else loss.rows.astype(kind))
-    if not tall:
-        return _solve_system(FlatSystem(designs, loss, low, scales, penalty), designs, loss, scales, penalty, kind)
-    whole = TallSystem(designs, loss, low, scales, penalty)
-    problems = loss.targets.shape[1] // loss.outputs
-    chunks = -(-problems * loss.outputs * loss.targets.shape[2] // CHUNK_SCORES)
-    together = -(-problems // chunks)
-    found = []
-    for start in range(0, problems, together):
-        part = slice(start, start + together)
-        system = whole.problems(part)
-        found.append(_solve_system(system, designs, loss.problems(part), system.scales, penalty, kind))
-    return _joined(found, axis=1)
-
-
-def _joined(found: list[tuple[Batch, Floats]], axis: int) -> tuple[Batch, Floats]:
+        found.append(_solve_system(system, designs[part], loss.part(part), scales[part], penalty, kind))
     if len(found) == 1:
         return found[0]
     fields = ("weights", "intercepts", "scores", "bounds")
-    batch = Batch(*(np.concatenate([getattr(part, name) for part, _ in found], axis=axis) for name in fields))
-    return batch, np.concatenate([near for _, near in found], axis=axis)
+    batch = Batch(*(np.concatenate([getattr(part, name) for part, _ in found]) for name in fields))
+    return batch, np.concatenate([near for _, near in found])
 
 
 def _solve_system(
-    system: System,
+    kind_of_system: type[TallSystem] | type[FlatSystem],
     designs: Floats,
     loss: Loss,
     scales: Floats,
@@ -552,6 +516,9 @@ def _solve_system(
         The probes, and the bounds below which each counts as finished.
     """
     assert loss.rows is not None
+    even = bool((loss.rows == 1).all())
+    low = Loss(loss.targets.astype(kind), loss.outputs, None if even else loss.rows.astype(kind))
+    system: System = kind_of_system(designs, loss, low, scales, penalty)
     most = float((loss.rows > 0).sum(axis=2).max())
     parameters, intercepts = system.descend(DESCENT * most**0.5, STEPS)
     anchor, moves = (parameters, intercepts), (parameters, intercepts)
