@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,9 @@ from sklearn.linear_model import Ridge
 from torch import nn
 
 import synthetic
+from levelt.cli import main
 from levelt.config import Controls, Probes
+from levelt.files import sha256, write_arrays, write_parquet
 from levelt.probes import released
 from levelt.probes.companions import companions, companions_out_of_fold
 from levelt.probes.control_labels import bag, permuted, random_by_text, random_by_words
@@ -214,6 +218,36 @@ def test_controls_of_a_task() -> None:
     pd.testing.assert_frame_equal(found, again)
     none = controls_task(table, arrays, settings.model_copy(update={"controls": Controls(conditions=[])}), 0, "t")
     assert none.empty and list(none.columns) == COLUMNS
+
+
+def test_one_job_probes_several_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each task's files are what its own job would have written; what is missing is said before anything is probed."""
+    settings = {"seed": 3, "probes": Probes(folds=2).model_dump(), "statistics": synthetic.STATISTICS.model_dump()}
+    conditions: list[str] = []
+    for task in ("one", "two"):
+        table = with_tokens(synthetic.prompts(task, 12, 0))
+        write_parquet(tmp_path / f"{task}.parquet", table)
+        for name, arrays in synthetic.activations(table, True, len(task)).items():
+            conditions = list(dict.fromkeys([*conditions, name]))
+            write_arrays(tmp_path / task / f"{name}.safetensors", arrays, {})
+
+    def probe(out: str, *tasks: str, prompts: tuple[str, ...] | None = None) -> int:
+        files = [str(tmp_path / f"{task}.parquet") for task in prompts or tasks]
+        named = ["--settings", json.dumps(settings), "--model", "m", "--activations", str(tmp_path)]
+        to = ["--probes", str(tmp_path / out), "--hits", str(tmp_path / out / "hits")]
+        return main(["probe", *named, "--tasks", *tasks, "--conditions", *conditions, "--prompts", *files, *to])
+
+    assert probe("both", "one", "two") == 0
+    assert probe("first", "one") == probe("second", "two") == 0
+    for out, task in (("first", "one"), ("second", "two")):
+        for name in (f"{task}.parquet", f"{task}.controls.parquet", f"hits/{task}.parquet"):
+            assert sha256(tmp_path / "both" / name) == sha256(tmp_path / out / name)
+    assert sha256(tmp_path / "both/one.parquet") != sha256(tmp_path / "both/two.parquet")
+    assert probe("none", "one", "two", prompts=("one",)) == 2
+    assert "2 tasks and 1 prompts files" in capsys.readouterr().err
+    conditions.append("nothing")
+    assert probe("none", "one") == 2 and not (tmp_path / "none").exists()
+    assert "nothing.safetensors: no such activations" in capsys.readouterr().err
 
 
 def test_hidden_layers_are_an_option() -> None:

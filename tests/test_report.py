@@ -47,6 +47,15 @@ def draw(name: str, tables: list[Path], out: Path) -> None:
     assert main(["figure", name, "--tables", *map(str, tables), *outputs]) == 0
 
 
+def test_a_figure_that_does_not_exist_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from levelt.cli import main
+
+    outputs = [part for suffix in ("pdf", "png", "csv") for part in (f"--{suffix}", str(tmp_path / suffix))]
+    for name in ("nope", "style"):
+        assert main(["figure", name, "--tables", "none.csv", *outputs]) == 2
+        assert f"there is no figure {name}; known figures: audit, " in capsys.readouterr().err
+
+
 FIGURES = {
     "claims": ["claims"],
     "behaviour": ["behaviour"],
