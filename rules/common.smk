@@ -235,3 +235,8 @@ onstart:
             "LaTeX is missing, so the report could not be built at the end: run `levelt latex --install` "
             "(as root on Debian or Ubuntu), or install a TeX distribution with latexmk and pdflatex."
         )
+    # Snakemake 9 looks for new jobs again a second after every look, once for each job that ever finished, to keep to
+    # its limit of 100 job starts a second; each look asks for the size of every input of every ready job. By the end of
+    # a study of 200 jobs this is most of a core. Jobs that run here start no faster than they finish.
+    if workflow.local_exec:
+        workflow.scheduler.job_rate_limiter = None
