@@ -4,7 +4,7 @@
 rule audit:
     """One model on one task, its prompts read and probed right and with each defect alone."""
     input:
-        prompts=prompts_of_model,
+        prompts=prompts_of_tasks(["{task}"]),
         manifest=f"{DATA}/models/{{model}}/manifest.json",
         weights=ancient(weights_of_model),
         code=code("audit"),

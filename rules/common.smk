@@ -155,13 +155,8 @@ def prompts_of(model):
     return "organisms" if model in ORGANISMS else model
 
 
-def prompts_of_model(wildcards):
-    """The prompts a model reads for one task."""
-    return f"{DATA}/prompts/{prompts_of(wildcards.model)}/{wildcards.task}.parquet"
-
-
 def prompts_of_tasks(tasks):
-    """The prompts a model reads for some tasks: a function of the job's wildcards."""
+    """The prompts a model reads for some tasks, by name or as the wildcard: a function of the job's wildcards."""
     return lambda wildcards: [
         f"{DATA}/prompts/{prompts_of(wildcards.model)}/{task.format(**dict(wildcards.items()))}.parquet"
         for task in tasks
@@ -236,7 +231,7 @@ onstart:
             "(as root on Debian or Ubuntu), or install a TeX distribution with latexmk and pdflatex."
         )
     # Snakemake 9 looks for new jobs again a second after every look, once for each job that ever finished, to keep to
-    # its limit of 100 job starts a second; each look asks for the size of every input of every ready job. By the end of
-    # a study of 200 jobs this is most of a core. Jobs that run here start no faster than they finish.
+    # its limit of 100 job starts a second; each look asks for the size of every input of every ready job. After 17 of 64
+    # jobs of the default study that took 40 % of a core. Jobs that run here start no faster than they finish.
     if workflow.local_exec:
         workflow.scheduler.job_rate_limiter = None

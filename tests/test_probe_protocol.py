@@ -224,10 +224,10 @@ def test_one_job_probes_several_tasks(tmp_path: Path, capsys: pytest.CaptureFixt
     """Each task's files are what its own job would have written; what is missing is said before anything is probed."""
     settings = {"seed": 3, "probes": Probes(folds=2).model_dump(), "statistics": synthetic.STATISTICS.model_dump()}
     conditions: list[str] = []
-    for task in ("one", "two"):
-        table = with_tokens(synthetic.prompts(task, 12, 0))
+    for seed, task in enumerate(("one", "two")):
+        table = with_tokens(synthetic.prompts(task, 12, seed))
         write_parquet(tmp_path / f"{task}.parquet", table)
-        for name, arrays in synthetic.activations(table, True, len(task)).items():
+        for name, arrays in synthetic.activations(table, True, seed).items():
             conditions = list(dict.fromkeys([*conditions, name]))
             write_arrays(tmp_path / task / f"{name}.safetensors", arrays, {})
 

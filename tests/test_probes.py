@@ -114,6 +114,13 @@ def test_a_few_designs_at_a_time_are_the_same_designs(monkeypatch: pytest.Monkey
         for name in ("weights", "intercepts", "scores", "bounds"):  # each within its certificate of the optimum
             np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-5, atol=1e-6)
         assert not np.allclose(found.scores, whole.scores[::-1], atol=0.1)
+        if classes == 2:  # designs with scales of their own
+            unlike = features * np.array([1.0, 10.0, 0.1])[:, None, None] ** np.arange(8)
+            sets = (np.arange(90) % 3 != np.arange(3)[:, None]).astype(float)
+            shared = fit_shared(unlike, labels, sets, 0.02)
+            for design in range(3):
+                alone = fit_shared(unlike[design : design + 1], labels[design : design + 1], sets, 0.02)
+                np.testing.assert_allclose(shared.scores[design], alone.scores[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["narrow", "wide", "wide, unlike", "constant in a set", "rows in no set"])
