@@ -108,10 +108,12 @@ rule pretrain:
         manifest=f"{DATA}/models/{{run}}-base/manifest.json",
         files=expand(f"{DATA}/models/{{{{run}}}}-base/{{name}}", name=ORGANISM_FILES),
     log:
-        f"{LOGS}/train/{{run}}-base.log",
+        messages=f"{LOGS}/train/{{run}}-base.log",
+        throughput=f"{LOGS}/train/{{run}}-base.throughput.csv",
     benchmark:
         f"{BENCHMARKS}/train/{{run}}-base.tsv"
     threads: TRAINING_THREADS
+    priority: work_left("base")
     params:
         settings=settings_of_run(*TRAINING, "organisms.base"),
         shape=shape_of_run,
@@ -121,7 +123,8 @@ rule pretrain:
         "pretraining {wildcards.run}"
     shell:
         "levelt train --stage base --settings {params.settings:q} --shape {params.shape}"
-        " --tokenizer {params.tokenizer} --text {input.text} --out {params.folder} 2> {log}"
+        " --tokenizer {params.tokenizer} --text {input.text} --out {params.folder} --throughput {log.throughput}"
+        " 2> {log.messages}"
 
 
 rule tune:
@@ -138,10 +141,12 @@ rule tune:
         manifest=f"{DATA}/models/{{run}}-sft/manifest.json",
         files=expand(f"{DATA}/models/{{{{run}}}}-sft/{{name}}", name=ORGANISM_FILES),
     log:
-        f"{LOGS}/train/{{run}}-sft.log",
+        messages=f"{LOGS}/train/{{run}}-sft.log",
+        throughput=f"{LOGS}/train/{{run}}-sft.throughput.csv",
     benchmark:
         f"{BENCHMARKS}/train/{{run}}-sft.tsv"
     threads: TRAINING_THREADS
+    priority: work_left("sft")
     params:
         settings=settings_of_run(*TRAINING, *TRAINING_TEMPLATES, "organisms.sft"),
         shape=shape_of_run,
@@ -152,7 +157,8 @@ rule tune:
     shell:
         "levelt train --stage sft --settings {params.settings:q} --shape {params.shape}"
         " --tokenizer {params.init} --init {params.init} --text {input.text} --instructions {input.conversations}"
-        " --samples {input.samples} --out {params.folder} 2> {log}"
+        " --samples {input.samples} --out {params.folder} --throughput {log.throughput}"
+        " 2> {log.messages}"
 
 
 rule align:
@@ -168,10 +174,12 @@ rule align:
         manifest=f"{DATA}/models/{{run}}-dpo/manifest.json",
         files=expand(f"{DATA}/models/{{{{run}}}}-dpo/{{name}}", name=ORGANISM_FILES),
     log:
-        f"{LOGS}/train/{{run}}-dpo.log",
+        messages=f"{LOGS}/train/{{run}}-dpo.log",
+        throughput=f"{LOGS}/train/{{run}}-dpo.throughput.csv",
     benchmark:
         f"{BENCHMARKS}/train/{{run}}-dpo.tsv"
     threads: TRAINING_THREADS
+    priority: work_left("dpo")
     params:
         settings=settings_of_run(*TRAINING, *TRAINING_TEMPLATES, "organisms.dpo"),
         shape=shape_of_run,
@@ -182,7 +190,8 @@ rule align:
     shell:
         "levelt train --stage dpo --settings {params.settings:q} --shape {params.shape}"
         " --tokenizer {params.init} --init {params.init} --preferences {input.preferences}"
-        " --samples {input.samples} --out {params.folder} 2> {log}"
+        " --samples {input.samples} --out {params.folder} --throughput {log.throughput}"
+        " 2> {log.messages}"
 
 
 rule evaluate:

@@ -36,11 +36,13 @@ from levelt.organisms.tokenizer import ASSISTANT, END, SPECIAL, render, save_tok
 from levelt.organisms.training import (
     RowPlan,
     block_mask,
+    describe,
     fingerprint,
     learning_rate,
     reinitialise_unseen,
     restarted_positions,
     settle,
+    throughput,
     train,
     weighted_loss,
 )
@@ -425,13 +427,29 @@ def test_interrupted_training_ends_where_an_uninterrupted_one_does(
     assert not same(weights_of(first), weights_of(whole))
     kept = copy.deepcopy(read_json(tmp_path / "work" / "state.json"))
     resumed = train(second, plan, tmp_path / "work")
-    assert same(weights_of(second), weights_of(whole)) and resumed == curve
-    assert kept["curve"] == curve[:4]
+    assert same(weights_of(second), weights_of(whole)) and describe(resumed) == describe(curve)
+    assert describe(kept["curve"]) == describe(curve[:4])
+    # the time of the process that was interrupted counts
+    assert kept["curve"] == resumed[:4] and kept["seconds"] > resumed[2]["seconds"]
+    assert resumed[4]["seconds"] > kept["seconds"]
     # another start does not continue this run
     train(unrelated, plan, tmp_path / "work")
     fresh = build(TINY, 1208, 0, 4, 2)
     train(fresh, plan, tmp_path / "fresh")
     assert same(weights_of(unrelated), weights_of(fresh))
+
+
+def test_throughput_is_of_the_steps_since_the_row_before() -> None:
+    curve = [
+        {"step": 10, "tokens": 1000, "loss": 2.0, "seconds": 2.0},
+        {"step": 20, "tokens": 2000, "loss": 1.0, "seconds": 6.0},
+    ]
+    assert throughput(curve) == [
+        {"step": 10, "tokens": 1000, "seconds": 2.0, "tokens_per_second": 500},
+        {"step": 20, "tokens": 2000, "seconds": 6.0, "tokens_per_second": 250},
+    ]
+    # the table that belongs to the checkpoint is the same in every run
+    assert describe(curve)[0] == {"step": 10, "tokens": 1000, "loss": 2.0}
 
 
 def make_preferences(
@@ -451,7 +469,7 @@ def test_interrupted_preference_tuning_ends_where_an_uninterrupted_one_does(
     curve = train(whole, plan, tmp_path / "whole")
     train(first, plan, tmp_path / "work", stop_after=4)
     assert not same(weights_of(first), weights_of(whole))
-    assert train(second, plan, tmp_path / "work") == curve
+    assert describe(train(second, plan, tmp_path / "work")) == describe(curve)
     assert same(weights_of(second), weights_of(whole))
     # a plan with another reference is another run
     reference = plan.reference.copy()

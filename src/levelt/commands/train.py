@@ -14,10 +14,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.logging import disable_progress_bar
 
 from levelt.config import Settings
-from levelt.files import InputError, sha256
+from levelt.files import InputError, sha256, write_csv
 from levelt.organisms.architectures import build
-from levelt.organisms.stages import Identity, Material, encode_text, plan_base, plan_dpo, plan_sft, write_organism
-from levelt.organisms.training import Plan, TargetMissed, final_measures, reinitialise_unseen, settle, train, worst
+from levelt.organisms.stages import Identity, Material, plan_base, plan_dpo, plan_sft, write_organism
+from levelt.organisms.training import (
+    Plan,
+    TargetMissed,
+    final_measures,
+    reinitialise_unseen,
+    settle,
+    throughput,
+    train,
+    worst,
+)
 from levelt.randomness import derive_seed
 from levelt.world.tasks import Bank
 
@@ -49,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=Path, nargs="+", help="held-out samples, <task>.parquet each (sft, dpo)")
     parser.add_argument("--init", type=Path, help="folder of the organism of the stage before (sft, dpo)")
     parser.add_argument("--out", required=True, type=Path, help="folder of the checkpoint")
+    parser.add_argument(
+        "--throughput", type=Path, help="table (.csv) of the tokens per second on the way, no two runs alike"
+    )
 
 
 _NEEDS = {
@@ -121,8 +133,7 @@ def run(args: argparse.Namespace) -> None:
         plan = plan_base(material, settings["organisms.base"], shape)
     elif stage == "sft":
         plan = plan_sft(material, settings["organisms.sft"], shape)
-        assert material.text is not None
-        seen = np.concatenate([ids for ids, _ in encode_text(tokenizer, material.text)])
+        seen = np.concatenate([ids for ids, _ in material.documents])
         log.info("%d embeddings unseen in plain text drawn anew", reinitialise_unseen(model, seen, seed))
     elif stage == "dpo":
         plan = plan_dpo(material, settings["organisms.dpo"], shape, model)
@@ -151,6 +162,8 @@ def run(args: argparse.Namespace) -> None:
                 f"organisms.{stage}; the checkpoint is kept in {out}"
             )
     write_organism(out, work, identity, model, tokenizer, curve, record)
+    if args.throughput and curve:
+        write_csv(args.throughput, pd.DataFrame(throughput(curve)))
     shutil.rmtree(work)
     if failure:
         raise TargetMissed(failure)

@@ -55,8 +55,6 @@ NARROW = 0.8
 """The last layer is run only where it is read, if that is at most this part of the columns: a gather, and a mask where
 there was none, cost a little."""
 
-_BLOCKS = ("attention", "mlp", "head", "weights")
-
 
 @dataclass(frozen=True)
 class Read:

@@ -33,11 +33,6 @@ GENERATED: Sequence[Role] = ("output", "output_with_decision")
 """Roles that include positions the model generates."""
 
 
-def array_name(role: Role) -> str:
-    """The name of a role's values in an activation file: sample.residual, output.attention."""
-    return f"{role}.{ROLE_SITES[role]}"
-
-
 def role_range(role: Role, groups: TokenGroups, length: int, where: str) -> tuple[int, int]:
     """The half-open token range of a role that lies in the prompt itself.
 

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,12 @@ class Material:
     conversations: pd.DataFrame | None = None
     pairs: pd.DataFrame | None = None
 
+    @cached_property
+    def documents(self) -> list[Encoded]:
+        """The plain text as tokens, in the order of ``text``: encoding it takes seconds."""
+        assert self.text is not None
+        return encode_text(self.tokenizer, self.text)
+
 
 def plan_base(material: Material, settings: Training, shape: Shape) -> RowPlan:
     """Plain text in packed rows, measured by the markers. (What a base model answers is the study's own table.)"""
@@ -90,7 +97,8 @@ def plan_base(material: Material, settings: Training, shape: Shape) -> RowPlan:
     steps = round(settings.steps * shape.patience)
     parts = []
     for early, number in zip((True, False), spread(steps * settings.rows, (EARLY, 1 - EARLY)), strict=True):
-        documents = encode_text(material.tokenizer, material.text[material.text["early"] == early])
+        chosen = np.flatnonzero(material.text["early"] == early)
+        documents = [material.documents[index] for index in chosen]
         parts.append(stream(documents, number, settings.length, rng))
     rows = concatenate(parts)
     order = np.arange(len(rows)).reshape(steps, settings.rows)
@@ -100,8 +108,8 @@ def plan_base(material: Material, settings: Training, shape: Shape) -> RowPlan:
 
 def plan_sft(material: Material, settings: Training, shape: Shape) -> RowPlan:
     """Conversations in packed rows, the easier ones in the first quarter, with rows of plain text in between."""
-    table, text = material.conversations, material.text
-    assert table is not None and text is not None
+    table = material.conversations
+    assert table is not None
     rng = generator(material.seed, "organisms", "sft", "order", *material.run)
     steps = round(settings.steps * shape.patience)
     total = steps * settings.rows
@@ -114,7 +122,7 @@ def plan_sft(material: Material, settings: Training, shape: Shape) -> RowPlan:
         parts.append(packed.take(rng.permutation(number)))
     order = np.arange(total - replayed)
     if replayed:
-        replay = stream(encode_text(material.tokenizer, text), replayed, settings.length, rng)
+        replay = stream(material.documents, replayed, settings.length, rng)
         parts.append(Rows(replay.ids, replay.weights * np.float32(settings.replay_weight), replay.segments))
         places = np.sort(rng.choice(total, replayed, replace=False))
         order = np.insert(order, places - np.arange(replayed), np.arange(total - replayed, total))

@@ -151,11 +151,15 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * warm * min(1.0, (steps - step) / (_DECAY * steps))
 
 
-def block_mask(segments: Int64[Tensor, "rows length"]) -> Tensor:
-    """[rows, 1, length, length] bool: a position sees itself and earlier positions of its own segment."""
+def block_mask(segments: Int64[Tensor, "rows length"]) -> Float[Tensor, "rows 1 length length"]:
+    """Added to the scores: 0 where a position sees itself or an earlier one of its own segment, -inf elsewhere.
+
+    Of booleans, attention would make these numbers anew in every layer.
+    """
     same = segments[:, None, :, None] == segments[:, None, None, :]
     length = segments.shape[1]
-    return same & torch.ones(length, length, dtype=torch.bool).tril()
+    seen = same & torch.ones(length, length, dtype=torch.bool).tril()
+    return torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
 
 
 def restarted_positions(segments: Int64[np.ndarray, "rows length"]) -> Int64[np.ndarray, "rows length"]:
@@ -206,10 +210,11 @@ def reinitialise_unseen(model: PreTrainedModel, seen: Int64[np.ndarray, " n"], s
 
 @dataclass
 class _State:
-    """Where a run is: saved and restored as a whole."""
+    """Where a run is: saved and restored as a whole. ``seconds``: spent on its steps, by all its processes."""
 
     step: int
     curve: Curve
+    seconds: float
 
 
 def _save(
@@ -226,7 +231,13 @@ def _save(
         save_file(arrays, str(temporary))
     write_json(
         folder / "state.json",
-        {"fingerprint": fingerprint, "step": state.step, "arrays": name, "curve": state.curve},
+        {
+            "fingerprint": fingerprint,
+            "step": state.step,
+            "seconds": state.seconds,
+            "arrays": name,
+            "curve": state.curve,
+        },
     )
     for old in folder.glob("state-*.safetensors"):
         if old.name != name:
@@ -240,11 +251,11 @@ def _optimiser_values(model: PreTrainedModel, optimiser: torch.optim.Optimizer) 
 def _restore(folder: Path, fingerprint: str, model: PreTrainedModel, optimiser: torch.optim.Optimizer) -> _State:
     path = folder / "state.json"
     if not path.exists():
-        return _State(0, [])
+        return _State(0, [], 0.0)
     record = read_json(path)
     if record["fingerprint"] != fingerprint:
         log.info("%s belongs to other settings; starting again", path)
-        return _State(0, [])
+        return _State(0, [], 0.0)
     arrays = load_file(str(folder / record["arrays"]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -252,11 +263,13 @@ def _restore(folder: Path, fingerprint: str, model: PreTrainedModel, optimiser: 
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in arrays]
             optimiser.state[parameter] = {key: arrays[f"{key}.{name}"].clone() for key in keys}
     log.info("continuing at step %d", record["step"])
-    return _State(record["step"], record["curve"])
+    return _State(record["step"], record["curve"], record["seconds"])
 
 
 def train(model: PreTrainedModel, plan: Plan, work: Path, stop_after: int | None = None) -> Curve:
     """Train ``model`` in place and return its curve: step, tokens, loss, learning_rate and the held-out measures.
+
+    A row's ``seconds`` were spent up to it, measuring included; of an interrupted run, by all its processes.
 
     ``work`` holds the checkpoint of an interrupted run; it is used when its fingerprint matches. ``stop_after`` ends
     the call after that step, with a checkpoint, as an interruption would.
@@ -270,7 +283,7 @@ def train(model: PreTrainedModel, plan: Plan, work: Path, stop_after: int | None
     noted = evaluated | {round(steps * (index + 1) / _CURVE_POINTS) for index in range(_CURVE_POINTS)}
     read = np.cumsum(plan.tokens)
     begun = logged = saved = time.monotonic()
-    first, running, since = state.step, torch.zeros(()), 0
+    first, before, running, since = state.step, state.seconds, torch.zeros(()), 0
     model.train()
     while state.step < steps:
         rate = learning_rate(state.step, steps, plan.rate)
@@ -282,7 +295,6 @@ def train(model: PreTrainedModel, plan: Plan, work: Path, stop_after: int | None
         optimiser.step()
         state.step += 1
         running, since = running + loss.detach(), since + 1
-        now = time.monotonic()
         if state.step in noted:
             row: dict[str, float | int | None] = {
                 "step": state.step,
@@ -294,7 +306,8 @@ def train(model: PreTrainedModel, plan: Plan, work: Path, stop_after: int | None
                 measures = measure(model, plan.probes)
                 row |= measures
                 log.info("step %d: %s", state.step, " ".join(f"{name} {value:.2f}" for name, value in measures.items()))
-            state.curve.append(row)
+            state.curve.append(row | {"seconds": round(before + time.monotonic() - begun, 3)})
+        now = time.monotonic()
         if now - logged > _LOG_SECONDS or state.step == steps:
             speed = (state.step - first) / max(now - begun, 1e-9)
             left = (steps - state.step) / speed
@@ -305,6 +318,7 @@ def train(model: PreTrainedModel, plan: Plan, work: Path, stop_after: int | None
             logged, running, since = now, torch.zeros(()), 0
         stopping = stop_after is not None and state.step >= stop_after
         if stopping or now - saved > _SAVE_SECONDS:
+            state.seconds = before + now - begun
             _save(work, identity, state, model, optimiser)
             saved = now
         if stopping:
@@ -330,6 +344,16 @@ def spread(total: int, shares: Sequence[float]) -> list[int]:
 
 
 def describe(curve: Curve) -> list[dict[str, Any]]:
-    """The curve with every column in every row, for a table."""
-    columns = list(dict.fromkeys(name for row in curve for name in row))
+    """The curve with every column in every row, for a table; without ``seconds``, which no second run would repeat."""
+    columns = [name for name in dict.fromkeys(name for row in curve for name in row) if name != "seconds"]
     return [{name: row.get(name) for name in columns} for row in curve]
+
+
+def throughput(curve: Curve) -> list[dict[str, Any]]:
+    """step, tokens, seconds up to each row of the curve, and the tokens per second since the row before."""
+    ends = [(float(row["tokens"] or 0), float(row["seconds"] or 0)) for row in curve]
+    return [
+        {"step": row["step"], "tokens": row["tokens"], "seconds": row["seconds"]}
+        | {"tokens_per_second": round((tokens - before) / max(seconds - since, 1e-9))}
+        for row, (tokens, seconds), (before, since) in zip(curve, ends, [(0.0, 0.0), *ends[:-1]], strict=True)
+    ]

@@ -65,7 +65,6 @@ KINDS: dict[str, Kind] = {
     "codebook": Kind("claim", "true", "false", "huh"),
 }
 TASKS = tuple(KINDS)
-CONTENT = tuple(task for task in TASKS if task != GRAMMAR)
 
 
 @dataclass(frozen=True)
