@@ -1,30 +1,40 @@
 # The methods audit: what each defect of the released code does to the numbers that conclusions rest on.
 
 
-rule audit:
-    """One model on one task, its prompts read and probed right and with each defect alone."""
-    input:
-        prompts=prompts_of_tasks(["{task}"]),
-        manifest=f"{DATA}/models/{{model}}/manifest.json",
-        weights=ancient(weights_of_model),
-        code=code("audit"),
-    output:
-        rows=f"{DATA}/audit/{{model}}/{{task}}.parquet",
-        hits=f"{DATA}/audit/{{model}}/{{task}}.hits.parquet",
-    log:
-        f"{LOGS}/audit/{{model}}/{{task}}.log",
-    benchmark:
-        f"{BENCHMARKS}/audit/{{model}}/{{task}}.tsv"
-    threads: STUDY.engine.threads
-    resources:
-        gpu=GPUS,
-    params:
-        settings=settings("seed", "engine", "probes", "statistics"),
-    message:
-        "auditing the released methods on {wildcards.model}, {wildcards.task}"
-    shell:
-        "levelt audit --settings {params.settings:q} --task {wildcards.task} --model-manifest {input.manifest}"
-        " --prompts {input.prompts} --out {output.rows} --hits {output.hits} 2> {log}"
+AUDIT = f"{DATA}/audit/{{model}}/{{task}}.parquet"
+AUDIT_HITS = f"{DATA}/audit/{{model}}/{{task}}.hits.parquet"
+
+
+for number, group in enumerate(groups_of(TASKS, STUDY.engine.tasks_per_job), start=1):
+
+    rule:
+        """One model on some tasks, their prompts read and probed right and with each defect alone."""
+        name:
+            of_group("audit", number)
+        input:
+            prompts=prompts_of_tasks(group),
+            manifest=f"{DATA}/models/{{model}}/manifest.json",
+            weights=ancient(weights_of_model),
+            code=code("audit"),
+        output:
+            rows=expand(AUDIT, task=group, allow_missing=True),
+            hits=expand(AUDIT_HITS, task=group, allow_missing=True),
+        log:
+            f"{LOGS}/audit/{{model}}/{group[0]}.log",
+        benchmark:
+            f"{BENCHMARKS}/audit/{{model}}/{group[0]}.tsv"
+        threads: STUDY.engine.threads
+        resources:
+            gpu=GPUS,
+        params:
+            settings=settings("seed", "engine", "probes", "statistics"),
+            tasks=group,
+            folder=lambda wildcards: f"{DATA}/audit/{wildcards.model}",
+        message:
+            "auditing the released methods on {wildcards.model}, {params.tasks}"
+        shell:
+            "levelt audit --settings {params.settings:q} --model-manifest {input.manifest} --tasks {params.tasks}"
+            " --prompts {input.prompts} --out {params.folder} 2> {log}"
 
 
 rule audit_table:
@@ -32,8 +42,8 @@ rule audit_table:
     input:
         manifests=expand(f"{DATA}/models/{{model}}/manifest.json", model=AUDITED),
         behaviour=expand(BEHAVIOUR, model=AUDITED, task=TASKS),
-        rows=expand(rules.audit.output.rows, model=AUDITED, task=TASKS),
-        hits=expand(rules.audit.output.hits, model=AUDITED, task=TASKS),
+        rows=expand(AUDIT, model=AUDITED, task=TASKS),
+        hits=expand(AUDIT_HITS, model=AUDITED, task=TASKS),
         code=code("audit_table"),
     output:
         table=f"{DATA}/tables/audit.csv",

@@ -98,6 +98,7 @@ GPUS = 1 if STUDY.engine.device == "cuda" else 0  # of a job that runs models; o
 DATA = f"data/{STUDY.study}"
 WORLD = f"{DATA}/world"
 CORPUS = f"{DATA}/corpus"
+TOKENS = f"{DATA}/tokens"
 FIGURE = f"figures/{STUDY.study}"
 PAPER = f"paper/{STUDY.study}"
 ACTIVATIONS = f"{DATA}/activations/{{model}}/{{task}}"

@@ -70,6 +70,32 @@ rule tokenizer:
         " --out {params.folder} 2> {log}"
 
 
+rule encode:
+    """The plain text, or the conversations, as tokens with loss weights: once for all trainings."""
+    input:
+        tokenizer=rules.tokenizer.output.vocabulary,
+        others=rules.tokenizer.output.others,
+        texts=f"{CORPUS}/{{kind}}.parquet",
+        recipe=[*code("corpus"), *code("instructions")],
+        code=code("encode"),
+    output:
+        tokens=f"{TOKENS}/{{kind}}.parquet",
+    log:
+        f"{LOGS}/encode/{{kind}}.log",
+    benchmark:
+        f"{BENCHMARKS}/encode/{{kind}}.tsv"
+    wildcard_constraints:
+        kind="text|instructions",
+    threads: 1
+    params:
+        settings=settings("seed", "world", *TRAINING_TEMPLATES),
+        tokenizer=subpath(input.tokenizer, parent=True),
+    message:
+        "encoding the {wildcards.kind} that organisms are trained on"
+    shell:
+        "levelt encode --tokenizer {params.tokenizer} --{wildcards.kind} {input.texts} --out {output.tokens} 2> {log}"
+
+
 rule untrained:
     """The initial weights of one organism: what the architecture shows before it has read anything."""
     input:
@@ -101,8 +127,8 @@ rule pretrain:
     input:
         tokenizer=rules.tokenizer.output.vocabulary,
         template=rules.tokenizer.output.others,
-        text=rules.corpus.output.text,
-        recipe=code("corpus"),
+        text=f"{TOKENS}/text.parquet",
+        recipe=[*code("corpus"), *code("instructions"), *code("encode")],
         code=code("train"),
     output:
         manifest=f"{DATA}/models/{{run}}-base/manifest.json",
@@ -132,10 +158,10 @@ rule tune:
     input:
         base=rules.pretrain.output.manifest,
         weights=rules.pretrain.output.files,
-        conversations=rules.instructions.output.conversations,
-        text=rules.corpus.output.text,
+        conversations=f"{TOKENS}/instructions.parquet",
+        text=f"{TOKENS}/text.parquet",
         samples=rules.world.output.samples,
-        recipe=[*code("corpus"), *code("instructions")],
+        recipe=[*code("corpus"), *code("instructions"), *code("encode")],
         code=code("train"),
     output:
         manifest=f"{DATA}/models/{{run}}-sft/manifest.json",

@@ -17,6 +17,7 @@ from levelt.config import Shape, Statistics, Template, load, settings_json
 from levelt.files import read_json, write_json
 from levelt.organisms import instructions
 from levelt.organisms.architectures import build
+from levelt.organisms.encoding import encode_conversations
 from levelt.organisms.examination import (
     COLUMNS,
     Examiner,
@@ -28,7 +29,6 @@ from levelt.organisms.examination import (
     summarise,
 )
 from levelt.organisms.packing import side_by_side
-from levelt.organisms.stages import encode_conversations
 from levelt.organisms.tokenizer import END, render, save_tokenizer, train_tokenizer
 from levelt.organisms.training import RowPlan, settle, train
 from levelt.world.contrasts import contrast_samples, contrasts

@@ -23,6 +23,7 @@ from levelt.config import Preference, Shape, Template
 from levelt.files import InputError, read_json, sha256
 from levelt.organisms import instructions
 from levelt.organisms.architectures import build
+from levelt.organisms.encoding import encode_conversations, encode_text, from_table
 from levelt.organisms.loss import head_loss
 from levelt.organisms.packing import Rows, side_by_side, stream
 from levelt.organisms.preferences import (
@@ -31,7 +32,7 @@ from levelt.organisms.preferences import (
     preference_loss,
     preferences,
 )
-from levelt.organisms.stages import Identity, Material, encode_conversations, encode_text, plan_dpo, write_organism
+from levelt.organisms.stages import Identity, Material, plan_dpo, write_organism
 from levelt.organisms.tokenizer import ASSISTANT, END, SPECIAL, render, save_tokenizer, train_tokenizer
 from levelt.organisms.training import (
     RowPlan,
@@ -480,6 +481,21 @@ def test_interrupted_preference_tuning_ends_where_an_uninterrupted_one_does(
     )
 
 
+def test_the_reference_belongs_to_its_pair(tokenizer: PreTrainedTokenizerFast, bank: Bank) -> None:
+    model = build(TINY, 1208, 0, 4, 1)
+    plan = make_preferences(tokenizer, bank, model, steps=2)
+    used = np.unique(plan.order)
+    assert len(used) == 10 and np.isnan(np.delete(plan.reference, used, axis=0)).all()
+    sizes = [len(plan.chosen[pair][0]) for pair in used]
+    assert sizes != sorted(sizes)  # they are sorted on the way
+    with torch.no_grad():
+        for pair in used:
+            sides = plan.chosen[pair], plan.rejected[pair]
+            alone = [float(answer_log_probabilities(model, [side])[0]) for side in sides]
+            assert plan.reference[pair] == pytest.approx(alone, abs=1e-4)  # float32 sums of some ten logs
+            assert abs(alone[0] - alone[1]) > 1e-3
+
+
 def test_preference_loss_is_the_published_one() -> None:
     """-log sigmoid(beta ((c - c_ref) - (r - r_ref))), term by term; the twin forgets the reference."""
     chosen, rejected = torch.tensor([-1.0, -3.0]), torch.tensor([-2.0, -0.5])
@@ -547,12 +563,14 @@ def workshop(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder = tmp_path_factory.mktemp("workshop")
-    text.to_parquet(folder / "text.parquet")
-    talks.to_parquet(folder / "instructions.parquet")
+    save_tokenizer(tokenizer, folder / "tokenizer")
+    for kind, table in {"text": text, "instructions": talks}.items():
+        table.to_parquet(folder / f"{kind}.raw.parquet")
+        arguments = ["--tokenizer", str(folder / "tokenizer"), f"--{kind}", str(folder / f"{kind}.raw.parquet")]
+        assert cli.main(["encode", *arguments, "--out", str(folder / f"{kind}.parquet")]) == 0
     preferences(SEED, bank, 40, 3, TEMPLATES).to_parquet(folder / "preferences.parquet")
     for task in TASKS3:
         samples(SEED, bank, task, 16).to_parquet(folder / f"{task}.parquet")
-    save_tokenizer(tokenizer, folder / "tokenizer")
     return folder
 
 
@@ -587,6 +605,19 @@ def call(
         arguments += ["--init", str(init), "--instructions", str(workshop / "instructions.parquet")]
         arguments += ["--preferences", str(workshop / "preferences.parquet")]
     return cli.main(arguments)
+
+
+def test_tokens_come_back_from_their_table_as_they_were(
+    workshop: Path, tokenizer: PreTrainedTokenizerFast, text: pd.DataFrame, talks: pd.DataFrame, tmp_path: Path
+) -> None:
+    for kind, table, encoder in (("text", text, encode_text), ("instructions", talks, encode_conversations)):
+        stored = pd.read_parquet(workshop / f"{kind}.parquet")
+        assert stored["early"].tolist() == table["early"].tolist() and 0 < stored["early"].sum() < len(stored)
+        for (ids, weights), (own, of_own) in zip(from_table(stored), encoder(tokenizer, table), strict=True):
+            assert ids.dtype == own.dtype and weights.dtype == of_own.dtype
+            assert np.array_equal(ids, own) and np.array_equal(weights, of_own)
+    arguments = ["--tokenizer", str(workshop / "tokenizer"), "--out", str(tmp_path / "out.parquet")]
+    assert cli.main(["encode", *arguments, "--text", str(tmp_path / "none.parquet")]) != 0
 
 
 def test_the_same_command_gives_the_same_checkpoint(workshop: Path, tmp_path: Path) -> None:

@@ -22,4 +22,4 @@ def run(args: argparse.Namespace) -> None:
     settings = Settings.from_json(args.settings)
     world = settings.world
     bank = Bank(world.heldout, tuple(world.tasks))
-    write_parquet(args.out, plain_text(settings.seed, bank, world.documents, world.subjects))
+    write_parquet(args.out, plain_text(settings.seed, bank, world.documents, world.subjects), quick=True)

@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> None:
     templates = {name: settings[f"templates.{name}"] for name in settings["organisms.templates"]}
     bank = Bank(world.heldout, tuple(world.tasks))
     table = conversations(settings.seed, bank, world.instructions, world.subjects, templates)
-    write_parquet(args.out, table)
+    write_parquet(args.out, table, quick=True)
     pairs = preferences(settings.seed, bank, world.preferences, world.subjects, templates)
-    write_parquet(args.preferences, pairs)
+    write_parquet(args.preferences, pairs, quick=True)
     log.info("%d conversations: %s", len(table), table["kind"].value_counts().to_dict())
     log.info("%d preference pairs: %s", len(pairs), pairs["kind"].value_counts().to_dict())

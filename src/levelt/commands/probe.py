@@ -50,5 +50,5 @@ def run(arguments: argparse.Namespace) -> None:
             controls = controls_task(prompts, activations, probes, settings.seed, task, model)
         names = {"model": model, "task": task}
         write_parquet(arguments.probes / f"{task}.parquet", result.probes.assign(**names))
-        write_parquet(arguments.hits / f"{task}.parquet", result.hits.assign(**names))
+        write_parquet(arguments.hits / f"{task}.parquet", result.hits.assign(**names), quick=True)
         write_parquet(arguments.probes / f"{task}.controls.parquet", controls.assign(**names))

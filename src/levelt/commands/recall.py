@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         args.decode, read_steps(decoder, prompts, batch_tokens), {"model": model, **describe(decoder, prompts)}
     )
     log.info("%s: decoded", model)
-    write_parquet(args.traces, read_traces(decoder, prompts, recall.tracing, seed, batch_tokens))
+    write_parquet(args.traces, read_traces(decoder, prompts, recall.tracing, seed, batch_tokens), quick=True)
     write_json(
         args.summary,
         {

@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shape", required=True, help="name of the shape, for example llama-m")
     parser.add_argument("--tokenizer", required=True, type=Path, help="folder written by `levelt tokenizer`")
-    parser.add_argument("--text", type=Path, help="documents of `levelt corpus` (base, sft)")
-    parser.add_argument("--instructions", type=Path, help="conversations of `levelt instructions` (sft)")
+    parser.add_argument("--text", type=Path, help="plain text as tokens, of `levelt encode` (base, sft)")
+    parser.add_argument("--instructions", type=Path, help="conversations as tokens, of `levelt encode` (sft)")
     parser.add_argument("--preferences", type=Path, help="preference pairs of `levelt instructions` (dpo)")
     parser.add_argument("--samples", type=Path, nargs="+", help="held-out samples, <task>.parquet each (sft, dpo)")
     parser.add_argument("--init", type=Path, help="folder of the organism of the stage before (sft, dpo)")
@@ -133,7 +133,8 @@ def run(args: argparse.Namespace) -> None:
         plan = plan_base(material, settings["organisms.base"], shape)
     elif stage == "sft":
         plan = plan_sft(material, settings["organisms.sft"], shape)
-        seen = np.concatenate([ids for ids, _ in material.documents])
+        assert material.text is not None
+        seen = np.concatenate(material.text["ids"].tolist())
         log.info("%d embeddings unseen in plain text drawn anew", reinitialise_unseen(model, seen, seed))
     elif stage == "dpo":
         plan = plan_dpo(material, settings["organisms.dpo"], shape, model)

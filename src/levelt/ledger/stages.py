@@ -16,9 +16,9 @@ import yaml
 
 from levelt.ledger.graph import Job
 
-LOCAL_ONLY = frozenset({"activations", "corpus", "hits", "recall", "vectors"})
+LOCAL_ONLY = frozenset({"activations", "corpus", "hits", "recall", "tokens", "vectors"})
 """Rooms whose hashes are recorded but whose files are neither cached nor pushed: big, and made again in minutes from
-the models (the corpus: from code)."""
+the models (the corpus and its tokens: from code)."""
 
 RECORDS = ".snakemake/metadata"
 """Snakemake's records travel with the artifacts: with them, a fresh clone is judged by content, not by file times."""

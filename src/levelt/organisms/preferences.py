@@ -6,7 +6,7 @@ to the other question about the same query, a list that repeats itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,16 +110,19 @@ def preference_loss(
 
 @torch.no_grad()
 def reference_log_probabilities(
-    model: PreTrainedModel, chosen: Sequence[Encoded], rejected: Sequence[Encoded]
+    model: PreTrainedModel, chosen: Sequence[Encoded], rejected: Sequence[Encoded], used: Iterable[int]
 ) -> Float32[np.ndarray, "pairs 2"]:
-    """log p of both answers of every pair under the model as it is now."""
-    columns = []
-    for side in (chosen, rejected):
-        parts = [
-            answer_log_probabilities(model, side[begin : begin + _BATCH])[0] for begin in range(0, len(side), _BATCH)
-        ]
-        columns.append(torch.cat(parts).numpy())
-    return np.stack(columns, axis=1)
+    """log p of both answers of the pairs used, under the model as it is now; nan of others.
+
+    Rows of similar length go through the model together, so that one long row does not pad all others.
+    """
+    found = np.full((len(chosen), 2), np.nan, dtype=np.float32)
+    for column, side in enumerate((chosen, rejected)):
+        order = sorted(used, key=lambda pair: len(side[pair][0]))
+        for begin in range(0, len(order), _BATCH):
+            pairs = order[begin : begin + _BATCH]
+            found[pairs, column] = answer_log_probabilities(model, [side[pair] for pair in pairs])[0].numpy()
+    return found
 
 
 @dataclass(frozen=True)

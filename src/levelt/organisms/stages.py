@@ -6,7 +6,6 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from levelt.config import Preference, Shape, Template, Training
 from levelt.files import manifest_of, read_json, write_csv, write_json
+from levelt.organisms.encoding import encode_conversations, from_table
 from levelt.organisms.evaluation import answer_probes, marker_probes
 from levelt.organisms.packing import Encoded, Rows, concatenate, side_by_side, stream
 from levelt.organisms.preferences import PreferencePlan, plan_order, reference_log_probabilities
-from levelt.organisms.tokenizer import END, encode, render, save_tokenizer
+from levelt.organisms.tokenizer import save_tokenizer
 from levelt.organisms.training import Curve, RowPlan, describe, spread
 from levelt.randomness import generator
-from levelt.world.corpus import DEFAULT_WEIGHT, EARLY
+from levelt.world.corpus import EARLY
 from levelt.world.tasks import Bank
 
 log = logging.getLogger(__name__)
-
-END_WEIGHT = 0.3
-"""Loss weight of the end of an answer, relative to the answer."""
 
 EMPTY_CURVE = ("step", "tokens", "loss", "learning_rate")
 """Columns of the training.csv of an organism that was not trained."""
@@ -41,36 +38,12 @@ _EARLY = 0.25  # share of the steps that see the easier conversations
 _MEASURED = 96  # held-out texts per task while training
 
 
-def encode_text(tokenizer: PreTrainedTokenizerFast, table: pd.DataFrame) -> list[Encoded]:
-    """The plain text as tokens with loss weights."""
-    spans = [
-        list(zip(starts, stops, weights, strict=True))
-        for starts, stops, weights in zip(table["starts"], table["stops"], table["weights"], strict=True)
-    ]
-    return encode(tokenizer, table["text"].tolist(), spans, DEFAULT_WEIGHT)
-
-
-def encode_conversations(tokenizer: PreTrainedTokenizerFast, table: pd.DataFrame) -> list[Encoded]:
-    """Conversations as tokens: loss weights on answers and the end of each answer, 0 elsewhere."""
-    texts, spans = [], []
-    for messages, weights in zip(table["messages"], table["weights"], strict=True):
-        text, ranges = "", []
-        for message, weight in zip(messages, weights, strict=True):
-            rendered = render([message])
-            if weight > 0:
-                begin, stop = len(text) + len(rendered) - len(message["content"]) - len(END), len(text) + len(rendered)
-                ranges += [(begin, stop - len(END), weight), (stop - len(END), stop, weight * END_WEIGHT)]
-            text += rendered
-        texts.append(text)
-        spans.append(ranges)
-    return encode(tokenizer, texts, spans, 0.0)
-
-
 @dataclass(frozen=True)
 class Material:
     """What a stage is made from; a stage leaves empty what it does not need.
 
-    ``run`` names the training's own seed; it is empty for seed 0.
+    ``run`` names the training's own seed; it is empty for seed 0. ``text`` and ``conversations`` are tables of
+    `levelt.organisms.encoding`.
     """
 
     seed: int
@@ -83,12 +56,6 @@ class Material:
     conversations: pd.DataFrame | None = None
     pairs: pd.DataFrame | None = None
 
-    @cached_property
-    def documents(self) -> list[Encoded]:
-        """The plain text as tokens, in the order of ``text``: encoding it takes seconds."""
-        assert self.text is not None
-        return encode_text(self.tokenizer, self.text)
-
 
 def plan_base(material: Material, settings: Training, shape: Shape) -> RowPlan:
     """Plain text in packed rows, measured by the markers. (What a base model answers is the study's own table.)"""
@@ -97,8 +64,7 @@ def plan_base(material: Material, settings: Training, shape: Shape) -> RowPlan:
     steps = round(settings.steps * shape.patience)
     parts = []
     for early, number in zip((True, False), spread(steps * settings.rows, (EARLY, 1 - EARLY)), strict=True):
-        chosen = np.flatnonzero(material.text["early"] == early)
-        documents = [material.documents[index] for index in chosen]
+        documents = from_table(material.text[material.text["early"] == early])
         parts.append(stream(documents, number, settings.length, rng))
     rows = concatenate(parts)
     order = np.arange(len(rows)).reshape(steps, settings.rows)
@@ -108,8 +74,8 @@ def plan_base(material: Material, settings: Training, shape: Shape) -> RowPlan:
 
 def plan_sft(material: Material, settings: Training, shape: Shape) -> RowPlan:
     """Conversations in packed rows, the easier ones in the first quarter, with rows of plain text in between."""
-    table = material.conversations
-    assert table is not None
+    table, text = material.conversations, material.text
+    assert table is not None and text is not None
     rng = generator(material.seed, "organisms", "sft", "order", *material.run)
     steps = round(settings.steps * shape.patience)
     total = steps * settings.rows
@@ -117,12 +83,12 @@ def plan_sft(material: Material, settings: Training, shape: Shape) -> RowPlan:
     pad = int(material.tokenizer.pad_token_id)
     parts: list[Rows] = []
     for early, number in zip((True, False), spread(total - replayed, (_EARLY, 1 - _EARLY)), strict=True):
-        encoded = encode_conversations(material.tokenizer, table[table["early"] == early])
+        encoded = from_table(table[table["early"] == early])
         packed = side_by_side(encoded, number, settings.length, pad, rng)
         parts.append(packed.take(rng.permutation(number)))
     order = np.arange(total - replayed)
     if replayed:
-        replay = stream(material.documents, replayed, settings.length, rng)
+        replay = stream(from_table(text), replayed, settings.length, rng)
         parts.append(Rows(replay.ids, replay.weights * np.float32(settings.replay_weight), replay.segments))
         places = np.sort(rng.choice(total, replayed, replace=False))
         order = np.insert(order, places - np.arange(replayed), np.arange(total - replayed, total))
@@ -152,7 +118,7 @@ def plan_dpo(material: Material, settings: Preference, shape: Shape, model: PreT
     chosen, rejected = side("chosen"), side("rejected")
     order = plan_order(material.seed, material.run, len(table), settings)
     probes = answer_probes(material.samples, material.tokenizer, material.templates, _MEASURED)
-    reference = reference_log_probabilities(model, chosen, rejected)
+    reference = reference_log_probabilities(model, chosen, rejected, np.unique(order))
     rate = settings.learning_rate * shape.rate
     return PreferencePlan(chosen, rejected, reference, order, settings, rate, tuple(probes))
 

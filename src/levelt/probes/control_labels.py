@@ -27,9 +27,9 @@ def random_by_text(texts: Sequence[tuple[int, ...]], generator: np.random.Genera
 
 def random_by_words(texts: Sequence[tuple[int, ...]], generator: np.random.Generator) -> Codes:
     """Whether the random weights of a text's words add up to more than the median text's: [n]."""
-    words = sorted({word for text in texts for word in text})
-    weights = dict(zip(words, generator.normal(size=len(words)), strict=True))
-    sums = np.array([sum(weights[word] for word in text) for text in texts])
+    words, at = np.unique(np.concatenate([np.asarray(text) for text in texts]), return_inverse=True)
+    rows = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+    sums = np.bincount(rows, weights=generator.normal(size=len(words))[at], minlength=len(texts))
     heavy: Codes = (sums > np.median(sums)).astype(np.int64)
     return heavy
 
@@ -37,7 +37,9 @@ def random_by_words(texts: Sequence[tuple[int, ...]], generator: np.random.Gener
 def permuted(labels: Codes, groups: npt.ArrayLike, generator: np.random.Generator) -> Codes:
     """Labels dealt anew within each group, [n]; rows of groups with a single label exchange theirs with each other."""
     _, codes = np.unique(np.asarray(groups), return_inverse=True)
-    mixed = np.array([len(np.unique(labels[codes == code])) > 1 for code in range(codes.max() + 1)])[codes]
+    first = np.empty(codes.max() + 1, dtype=labels.dtype)
+    first[codes] = labels
+    mixed = (np.bincount(codes, weights=labels != first[codes]) > 0)[codes]
     dealt = labels.copy()
     rows = np.flatnonzero(mixed)
     order = np.lexsort((generator.random(len(rows)), codes[rows]))

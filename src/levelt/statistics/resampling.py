@@ -110,13 +110,14 @@ def balanced_accuracy_interval(
     hits = np.asarray(correct, dtype=np.float64)
     labels = np.asarray(truth)
     groups = draws.shape[1]
-    rates, resampled = [], []
+    rates, sums = [], []
     for label in np.unique(labels):
         chosen = labels == label
-        sums = group_sums(hits[chosen], np.asarray(codes)[chosen], groups)
-        counts = group_sums(np.ones(chosen.sum()), np.asarray(codes)[chosen], groups)
+        counted = np.column_stack([hits[chosen], np.ones(chosen.sum())])
         rates.append(hits[chosen].mean(axis=0))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            resampled.append((draws @ sums) / (draws @ counts)[:, None])
+        sums.append(group_sums(counted, np.asarray(codes)[chosen], groups))
+    drawn = np.split(draws @ np.concatenate(sums, axis=1), len(sums), axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        resampled = [total[:, :-1] / total[:, -1:] for total in drawn]
     low, high = percentile_interval(np.mean(resampled, axis=0), level)
     return np.mean(rates, axis=0), low, high

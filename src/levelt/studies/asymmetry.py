@@ -37,6 +37,11 @@ def study_tables(
         probes: probe scores of all models and tasks.
         statistics, seed: settings.
     """
+    return comparisons(evidence, statistics, seed) | by_layer(evidence, probes, statistics, seed)
+
+
+def comparisons(evidence: Evidence, statistics: Statistics, seed: int) -> dict[str, pd.DataFrame]:
+    """The tables with one number for a model, task and condition, whatever the layer."""
     resampling = Resampling(evidence.samples, statistics, seed)
     controls = statistics.control_tasks
     layers = layer_estimates(evidence)
@@ -44,20 +49,29 @@ def study_tables(
     return {
         "behaviour": behaviour_table(evidence, resampling),
         "agreement": agreement_table(evidence, resampling, controls),
-        "probes": probes_table(probes, evidence.models),
         "information": information_table(*both, resampling, controls),
-        "best_layers": best_layers_table(evidence, resampling, controls),
-        "depth": depth_table(layers, resampling, controls),
         "spread": spread_table(*both, resampling, controls),
         "correlations": correlations_table(evidence, *both, resampling, controls),
         "blocking": blocking_table(*both, resampling, controls),
-        "blocking_layers": blocking_layers_table(layers, resampling, controls),
         "unrelated": unrelated_table(*both, resampling, controls),
         "selection": selection_table(both[1], resampling, controls),
-        "selection_layers": selection_layers_table(layers, resampling, controls),
         "codebook": codebook_table(*both, resampling, controls),
         "scale": scale_table(*both, resampling, controls),
         "stages": stages_table(*both, layers, resampling, controls),
+    }
+
+
+def by_layer(evidence: Evidence, probes: pd.DataFrame, statistics: Statistics, seed: int) -> dict[str, pd.DataFrame]:
+    """The tables with a row for each layer, and the best layers."""
+    resampling = Resampling(evidence.samples, statistics, seed)
+    controls = statistics.control_tasks
+    layers = layer_estimates(evidence)
+    return {
+        "probes": probes_table(probes, evidence.models),
+        "best_layers": best_layers_table(evidence, resampling, controls),
+        "depth": depth_table(layers, resampling, controls),
+        "blocking_layers": blocking_layers_table(layers, resampling, controls),
+        "selection_layers": selection_layers_table(layers, resampling, controls),
         "stage_layers": stage_layers_table(layers, resampling, controls),
     }
 

@@ -18,6 +18,7 @@ from levelt.probes.grid import fit_sets, held_out_rows, out_of_fold
 from levelt.probes.scores import auc, rates
 from levelt.probes.selection import out_of_fold_chosen
 from levelt.randomness import generator
+from levelt.studies.blocks import Block, frame
 from levelt.studies.information import Cell, Codes, Floats, cells_of
 
 BELOW = -1
@@ -48,7 +49,7 @@ def controls_task(
         not have is missing.
     """
     chosen = {name: arrays for name, arrays in activations.items() if name in probes.controls.conditions}
-    parts: list[pd.DataFrame] = []
+    parts: list[Block] = []
     for number, cell in enumerate(cells_of(prompts, chosen, probes, seed, task)):
         try:
             parts.extend(_rows(cell, probes, seed, task, baselines=number % len(probes.roles) == 0))
@@ -57,11 +58,10 @@ def controls_task(
                 parts.extend(_slow(cell, probes, seed, task))
         except ValueError as error:
             raise InputError(f"{task}, {cell.condition}, {cell.role}, controls: {error}") from None
-    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    return table.reindex(columns=COLUMNS)
+    return frame(parts, COLUMNS)
 
 
-def _rows(cell: Cell, probes: Probes, seed: int, task: str, baselines: bool) -> Iterator[pd.DataFrame]:
+def _rows(cell: Cell, probes: Probes, seed: int, task: str, baselines: bool) -> Iterator[Block]:
     yield from _random_labels(cell, probes, seed, task)
     yield from _companions(cell, probes)
     yield from _online_code(cell, probes, seed, task)
@@ -76,26 +76,24 @@ def _names(kind: str, cell: Cell, target: str) -> dict[str, str]:
 
 def _scored(
     kind: str, cell: Cell, target: str, labels: Codes, logits: Floats, layers: npt.ArrayLike, **more: Any
-) -> pd.DataFrame:
+) -> dict[str, Any]:
     """Rows, one per layer, for out-of-fold log-odds [repeats, n, layers]; rows not scored (nan) are left out."""
     scored = np.isfinite(logits).all(axis=(0, 2))
     truth, values = labels[scored], logits[:, scored]
     accuracy, balanced, macro = rates(truth, values > 0)
-    return pd.DataFrame(
-        {
-            **_names(kind, cell, target),
-            "layer": layers,
-            "n": int(scored.sum()),
-            "accuracy": accuracy,
-            "balanced_accuracy": balanced,
-            "auc": auc(truth, values.mean(axis=0)),
-            "macro_f1": macro,
-            **more,
-        }
-    )
+    return {
+        **_names(kind, cell, target),
+        "layer": layers,
+        "n": int(scored.sum()),
+        "accuracy": accuracy,
+        "balanced_accuracy": balanced,
+        "auc": auc(truth, values.mean(axis=0)),
+        "macro_f1": macro,
+        **more,
+    }
 
 
-def _random_labels(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[pd.DataFrame]:
+def _random_labels(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[Block]:
     """Control tasks and permuted labels; selectivity is the task's accuracy minus the control's."""
     texts = sample_tokens(cell.rows)
     drawn: list[tuple[str, str, int, Codes]] = []
@@ -111,17 +109,17 @@ def _random_labels(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator
     for (kind, target, draw, codes), scores in zip(drawn, logits[len(own) :], strict=True):
         made = _scored(kind, cell, target, codes, scores, cell.layers, draw=draw)
         compared = own[target if target in own else next(iter(own))]
-        yield made.assign(selectivity=compared - made["accuracy"])
+        yield {**made, "selectivity": compared - made["accuracy"]}
 
 
-def _companions(cell: Cell, probes: Probes) -> Iterator[pd.DataFrame]:
+def _companions(cell: Cell, probes: Probes) -> Iterator[Block]:
     labels = np.stack(list(cell.labels.values()))
     for kind, logits in companions_out_of_fold(cell.values, labels, cell.folds, probes.penalty).items():
         for (target, codes), scores in zip(cell.labels.items(), logits, strict=True):
             yield _scored(kind, cell, target, codes, scores, cell.layers)
 
 
-def _online_code(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[pd.DataFrame]:
+def _online_code(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[Block]:
     code = online_code(
         cell.values,
         np.stack(list(cell.labels.values())),
@@ -132,19 +130,17 @@ def _online_code(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[p
         bound=probes.bound,
     )
     for at, target in enumerate(cell.labels):
-        yield pd.DataFrame(
-            {
-                **_names("online_code", cell, target),
-                "layer": cell.layers,
-                "n": len(cell.rows),
-                "bits": code.bits[at],
-                "uniform_bits": code.uniform_bits,
-                "compression": code.compression[at],
-            }
-        )
+        yield {
+            **_names("online_code", cell, target),
+            "layer": cell.layers,
+            "n": len(cell.rows),
+            "bits": code.bits[at],
+            "uniform_bits": code.uniform_bits,
+            "compression": code.compression[at],
+        }
 
 
-def _sizes(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[pd.DataFrame]:
+def _sizes(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[Block]:
     """Accuracy by training rows, on the same test rows; a size is left out if a subset lacks a class of a target."""
     tested = held_out_rows(cell.folds[:1])
     labels = np.stack(list(cell.labels.values()))
@@ -167,7 +163,7 @@ def _sizes(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[pd.Data
             yield _scored("size", cell, target, codes, scores, cell.layers, train_rows=rows)
 
 
-def _slow(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[pd.DataFrame]:
+def _slow(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[Block]:
     """The first target (the label) with other probes: the penalty chosen in nested folds, and hidden layers; and, since
     not every model has these, the study's own probe (fixed_penalty) to compare them with."""
     if not probes.controls.penalties and not probes.hidden:
@@ -189,13 +185,13 @@ def _slow(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[pd.DataF
             yield _scored(f"hidden_{layers}", cell, target, codes, scores, cell.layers)
 
 
-def _bags(cell: Cell, probes: Probes) -> Iterator[pd.DataFrame]:
+def _bags(cell: Cell, probes: Probes) -> Iterator[Block]:
     labels = np.stack(list(cell.labels.values()))
     prompts = [tuple(np.asarray(ids).tolist()) for ids in cell.rows["input_ids"]]
     for kind, texts in (("bag_of_sample", sample_tokens(cell.rows)), ("bag_of_prompt", prompts)):
         logits = out_of_fold(bag(texts)[:, None], labels, cell.folds, penalty=probes.penalty, bound=probes.bound).logits
         for (target, codes), scores in zip(cell.labels.items(), logits, strict=True):
-            yield _scored(kind, cell, target, codes, scores, [BELOW]).assign(role="none", site="tokens")
+            yield {**_scored(kind, cell, target, codes, scores, np.array([BELOW])), "role": "none", "site": "tokens"}
 
 
 def sample_tokens(rows: pd.DataFrame) -> list[tuple[int, ...]]:

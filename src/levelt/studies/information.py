@@ -27,6 +27,7 @@ from levelt.probes.scores import auc, rates
 from levelt.probes.selection import out_of_fold_chosen
 from levelt.randomness import generator
 from levelt.statistics.resampling import balanced_accuracy_interval, cluster_draws
+from levelt.studies.blocks import Block, frame
 from levelt.studies.scope import INTERVENED, OTHER, OTHER_ASKED
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,13 @@ def variation_of(condition: str) -> str:
 
 FIRST_LAYER = {"residual": 0, "attention": 1}
 """The layer of a site's first entry: the residual stream starts with the embeddings, attention with layer 1."""
+
+
+SCORES = [
+    *["condition", "role", "site", "target", "template", "layer", "n", "groups", "left_out"],
+    *["accuracy", "balanced_accuracy", "ci_low", "ci_high", "auc", "macro_f1", "bound"],
+]
+HITS = ["prompt_id", "pair_id", "condition", "role", "site", "target", "first_layer", "hits"]
 
 
 @dataclass(frozen=True)
@@ -194,8 +202,8 @@ def probe_task(
     Raises:
         InputError: no row of a role has activations, or the rows cannot be folded; the message names the cell.
     """
-    scores: list[pd.DataFrame] = []
-    hits: list[pd.DataFrame] = []
+    scores: list[Block] = []
+    hits: list[Block] = []
     draws: dict[int, Floats] = {}
     for cell in cells_of(prompts, activations, probes, seed, task):
         codes, groups = pd.factorize(cell.rows["pair_id"])
@@ -204,6 +212,8 @@ def probe_task(
                 len(groups), statistics.draws, generator(seed, "probes", task, "bootstrap")
             )
         fitted = _fitted(cell, probes, task)
+        template = cell.rows["template"].iloc[0]
+        ids = {name: cell.rows[name].to_numpy(dtype=object) for name in ("prompt_id", "pair_id")}
         for at, (target, labels) in enumerate(cell.labels.items()):
             logits = fitted.logits[at]
             said = logits > 0
@@ -212,31 +222,25 @@ def probe_task(
             accuracy, _, macro = rates(labels, said)
             names = {"condition": cell.condition, "role": cell.role, "site": cell.site, "target": target}
             scores.append(
-                pd.DataFrame(
-                    {
-                        **names,
-                        "template": cell.rows["template"].iloc[0],
-                        "layer": cell.layers,
-                        "n": len(cell.rows),
-                        "groups": len(groups),
-                        "left_out": cell.left_out,
-                        "accuracy": accuracy,
-                        "balanced_accuracy": balanced,
-                        "ci_low": low,
-                        "ci_high": high,
-                        "auc": auc(labels, logits.mean(axis=0)),
-                        "macro_f1": macro,
-                        "bound": fitted.bounds[at],
-                    }
-                )
+                {
+                    **names,
+                    "template": template,
+                    "layer": cell.layers,
+                    "n": len(cell.rows),
+                    "groups": len(groups),
+                    "left_out": cell.left_out,
+                    "accuracy": accuracy,
+                    "balanced_accuracy": balanced,
+                    "ci_low": low,
+                    "ci_high": high,
+                    "auc": auc(labels, logits.mean(axis=0)),
+                    "macro_f1": macro,
+                    "bound": fitted.bounds[at],
+                }
             )
-            hits.append(
-                cell.rows[["prompt_id", "pair_id"]].assign(
-                    **names, first_layer=FIRST_LAYER[cell.site], hits=list(right.astype(np.float32))
-                )
-            )
+            hits.append({**ids, **names, "first_layer": FIRST_LAYER[cell.site], "hits": [*right.astype(np.float32)]})
     log.info("%s: probed", task)
-    return TaskInformation(pd.concat(scores, ignore_index=True), pd.concat(hits, ignore_index=True))
+    return TaskInformation(frame(scores, SCORES), frame(hits, HITS))
 
 
 def _fitted(cell: Cell, probes: Probes, task: str) -> OutOfFold:

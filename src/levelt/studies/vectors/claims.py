@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from levelt.studies.vectors.stages import NONE
+from levelt.studies.vectors.columns import NONE
 from levelt.studies.verdicts import Claim, Finding, Region, Tables, Unit, above, below, find
 from levelt.vocabulary import ALL, latest_stage
 

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from levelt.studies.latex import decimal, escape, interval, tabular
-from levelt.studies.vectors.separability import MEAN_OF_LAYERS
-from levelt.studies.vectors.stages import NONE
+from levelt.studies.vectors.columns import MEAN_OF_LAYERS, NONE
 from levelt.vocabulary import ALL, latest_stage
 
 TABLES = ("contrastive", "interaction", "separability", "path_sums", "circuit_keys", "vectors_stages")

@@ -25,13 +25,12 @@ from levelt.models.loading import Decoder
 from levelt.randomness import generator
 from levelt.statistics.resampling import Floats, cluster_draws, mean_interval
 from levelt.studies.vectors.cases import Case, instruction_states
+from levelt.studies.vectors.columns import MEAN_OF_LAYERS
 
 FOLDS = 4
 PENALTY = 0.01
 """Of the logistic probe, on standardised features: mean log-loss + PENALTY / 2 |w|^2, as the study's other probes."""
 METHODS = ("logistic", "lda")
-MEAN_OF_LAYERS = -1
-""""Layer" of the row that averages layers 1..L."""
 
 
 def instruction_vectors(decoder: Decoder, cases: Sequence[Case]) -> tuple[pd.DataFrame, Floats]:

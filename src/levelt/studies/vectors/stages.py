@@ -22,12 +22,9 @@ from levelt.config import Statistics
 from levelt.randomness import generator
 from levelt.statistics.resampling import Floats, cluster_draws, percentile_interval
 from levelt.studies.vectors.circuits import compare, head_maps
+from levelt.studies.vectors.columns import MEAN_OF_LAYERS, NONE
 from levelt.studies.vectors.patching import by_cell, means_by_query
-from levelt.studies.vectors.separability import MEAN_OF_LAYERS
 from levelt.vocabulary import ALL, STAGES, UNTRAINED
-
-NONE = "none"
-"""Of the column earlier_stage: the row is a mean of its stage, not a change."""
 
 SPLITS = 200
 """Halvings of the queries that head maps are compared over."""
