@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from jaxtyping import Int8
+from jaxtyping import Int8, Int64
 
 from levelt.config import Engine, Role, Settings
 from levelt.engine.answers import judge
@@ -73,12 +73,17 @@ def run(args: argparse.Namespace) -> None:
     decoder = load_model(manifest, engine.dtype, engine.device, engine.attention)
     if engine.interventions:
         check_blocking(decoder.model, len(decoder.parts.layers))
-    for job in jobs:
-        for one in job.sets:
-            label = f"{manifest['id']} {job.task}"
-            check_prompts(decoder, one.prompts, one.conditions, roles, one.option_ids, engine, label)
-    for job in jobs:
-        _read_task(job, decoder, manifest, roles, engine, Path(args.activations), Path(args.behaviour))
+    ranges = [
+        [
+            check_prompts(
+                decoder, one.prompts, one.conditions, roles, one.option_ids, engine, f"{manifest['id']} {job.task}"
+            )
+            for one in job.sets
+        ]
+        for job in jobs
+    ]
+    for job, checked in zip(jobs, ranges, strict=True):
+        _read_task(job, checked, decoder, manifest, roles, engine, Path(args.activations), Path(args.behaviour))
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,7 @@ def appended_options(prompts: Sequence[Prompt]) -> Int8[np.ndarray, " n"]:
 
 def _read_task(
     job: _Job,
+    checked: Sequence[Mapping[Role, Int64[np.ndarray, "n 2"]]],
     decoder: Decoder,
     manifest: Mapping[str, Any],
     roles: list[Role],
@@ -165,9 +171,9 @@ def _read_task(
     files: dict[str, Path] = {}
     counts: dict[str, dict[str, Any]] = {}
     tables: dict[str, pd.DataFrame] = {}
-    for one in job.sets:
+    for one, ranges in zip(job.sets, checked, strict=True):
         label = f"{manifest['id']} {job.task}"
-        found = read_conditions(decoder, one.prompts, one.conditions, roles, one.option_ids, engine, label)
+        found = read_conditions(decoder, one.prompts, one.conditions, roles, one.option_ids, engine, label, ranges)
         for name, readings in found.items():
             condition = one.conditions[name]
             plan = {"plan": condition.to_json()} if isinstance(condition, Plan) else {}

@@ -159,6 +159,7 @@ def read_conditions(
     option_ids: Sequence[Sequence[int]],
     settings: Engine,
     label: str = "",
+    ranges: Mapping[Role, Int64[np.ndarray, "n 2"]] | None = None,
 ) -> dict[str, Readings]:
     """Run prompts through a model in several conditions: read representations, decode answers, compare the options.
 
@@ -175,15 +176,18 @@ def read_conditions(
         option_ids: per prompt, the first token ids of the two options.
         settings: ``batch_tokens`` and ``max_new_tokens`` are used here.
         label: names the prompts in the log and in errors.
+        ranges: what `check_prompts` returned for these very arguments, if it has been called.
 
     Returns:
         The readings by name of the condition.
 
     Raises:
-        InputError: see `check_prompts`, which is called first; or a block plan removes nothing of some prompt.
+        InputError: see `check_prompts`, which is called first where there are no ``ranges``; or a block plan
+            removes nothing of some prompt.
         FloatingPointError: the logits are not finite.
     """
-    ranges = check_prompts(decoder, prompts, conditions, roles, option_ids, settings, label)
+    if ranges is None:
+        ranges = check_prompts(decoder, prompts, conditions, roles, option_ids, settings, label)
     reader = _Reader(decoder, prompts, ranges, roles, option_ids, settings, label)
     made = {name: reader.condition(name, condition) for name, condition in conditions.items()}
     batches = plan_batches(reader.lengths.tolist(), settings.batch_tokens, settings.max_new_tokens)
@@ -241,7 +245,7 @@ class _Reader:
         self,
         decoder: Decoder,
         prompts: Sequence[Prompt],
-        ranges: dict[Role, Int64[np.ndarray, "n 2"]],
+        ranges: Mapping[Role, Int64[np.ndarray, "n 2"]],
         roles: Sequence[Role],
         option_ids: Sequence[Sequence[int]],
         settings: Engine,

@@ -379,18 +379,22 @@ def from_table(table: pd.DataFrame) -> list[Prompt]:
     absent = [column for column in COLUMNS if column not in table.columns]
     if absent:
         raise InputError(f"the prompts table lacks the column(s) {absent}; `levelt prompts` writes them")
+    named = [key for key in _STRINGS if key != "unasked"]
+    strings = zip(*(table[key].tolist() for key in named), strict=True)
+    given = table["unasked"].notna()
+    unasked = [str(value) if known else None for value, known in zip(table["unasked"], given, strict=True)]
+    others = zip(*(table[key].tolist() for key in COLUMNS if key not in _STRINGS), strict=True)
     prompts = []
-    for row in table.to_dict("records"):
-        spans = tuple(Span(str(group["name"]), int(group["start"]), int(group["stop"])) for group in row["groups"])
-        strings = {key: str(row[key]) for key in _STRINGS if key != "unasked"}
+    for texts, other, (ids, groups, straddling, options, option_ids) in zip(strings, unasked, others, strict=True):
+        spans = tuple(Span(str(group["name"]), int(group["start"]), int(group["stop"])) for group in groups)
         prompts.append(
             Prompt(
-                **strings,
-                unasked=None if pd.isna(row["unasked"]) else str(row["unasked"]),
-                input_ids=tuple(np.asarray(row["input_ids"]).tolist()),
-                groups=TokenGroups(spans, int(row["straddling"])),
-                options=cast("tuple[str, str]", tuple(str(option) for option in row["options"])),
-                option_ids=cast("tuple[int, int]", tuple(np.asarray(row["option_ids"]).tolist())),
+                **dict(zip(named, map(str, texts), strict=True)),
+                unasked=other,
+                input_ids=tuple(np.asarray(ids).tolist()),
+                groups=TokenGroups(spans, int(straddling)),
+                options=cast("tuple[str, str]", tuple(str(option) for option in options)),
+                option_ids=cast("tuple[int, int]", tuple(np.asarray(option_ids).tolist())),
             )
         )
     return prompts

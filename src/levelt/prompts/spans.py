@@ -11,6 +11,7 @@ import itertools
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -57,6 +58,13 @@ class TokenGroups:
 
     spans: tuple[Span, ...]
     straddling: int = 0
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:  # groups are asked for by plans many times
+        return hash((self.spans, self.straddling))
 
     def __getitem__(self, name: str) -> Span:
         for span in self.spans:
