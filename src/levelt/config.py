@@ -373,8 +373,8 @@ class Engine(Section):
     tasks_per_job: int = Field(
         1,
         ge=1,
-        description="Tasks of one model that a job reads or audits: starting torch costs seconds. One that fails or whose"
-        " inputs change is run again with all of its tasks.",
+        description="Tasks of one model that a job reads or audits: starting torch costs seconds. One that fails or "
+        "whose inputs change is run again with all of its tasks.",
     )
 
     @field_validator("interventions")
