@@ -124,10 +124,9 @@ def test_the_slurm_profile_fits_the_rules(root: Path) -> None:
     """A rule that a profile misnames would run with the default memory, without a word."""
     profile = yaml.safe_load((root / "profiles/slurm/config.yaml").read_text(encoding="utf-8"))
     texts = [path.read_text(encoding="utf-8") for path in (root / "rules").glob("*.smk")]
-    rules = {name for text in texts for name in re.findall(r"^rule (\w+):", text, flags=re.MULTILINE)} | {
-        "read",
-        "probe",
-    }
+    names = r"^rule (\w+):", r"of_group\(\"(\w+)\", number\)"  # the second: a rule for each group of tasks
+    rules = {name for text in texts for pattern in names for name in re.findall(pattern, text, flags=re.MULTILINE)}
+    assert {"pretrain", "read"} <= rules
     named = {re.sub(r"_\d$", "", name) for name in (*profile["set-resources"], *profile["groups"])}
     assert named <= rules, named - rules
     assert set(profile["group-components"]) == set(profile["groups"].values())
@@ -203,9 +202,9 @@ def test_touched_code_is_not_changed_code(smoke: SmokeRun) -> None:
     assert smoke.checkout.planned(*SMOKE) == {}
 
 
-TABLES_DOWN = {"tables", "controls", "claims", "figure", "numbers", "report", "all"}
+TABLES_DOWN = {"tables", "layer_tables", "controls", "claims", "figure", "numbers", "report", "all"}
 READ, PROBED = ["read", "read_2"], ["probe", "probe_2"]
-AUDITED = {"audit", "audit_table"}
+AUDITED = {"audit", "audit_2", "audit_table"}
 OTHER_STUDIES = {"vectors", "vectors_tables", "recall", "recall_tables"}
 
 EDITS = {
@@ -270,7 +269,7 @@ def test_one_tasks_question_reruns_only_that_task(smoke: SmokeRun) -> None:
     changed = line.rstrip().removesuffix("}") + ', question: "Well?", negated_question: "Not?"}'
     with edited(smoke.checkout.path / "config/smoke.yaml", line, changed):
         planned = smoke.checkout.planned(*SMOKE)
-    assert set(planned) == {"samples", "prompts", "read", "probe", *AUDITED, *TABLES_DOWN}
+    assert set(planned) == {"samples", "prompts", "read", "probe", "audit", "audit_table", *TABLES_DOWN}
     assert planned["samples"] == planned["prompts"] == 1
     assert study.engine.tasks_per_job == study.probes.tasks_per_job == 2
     for rule in ("read", "probe"):
@@ -285,7 +284,7 @@ def test_rerunning_a_job_gives_the_same_bytes(smoke: SmokeRun) -> None:
     path = smoke.checkout.path
     kept = [p for folder in ("data/smoke", "figures/smoke", "paper/smoke") for p in (path / folder).rglob("*")]
     before = {p: sha256(p) for p in kept if p.is_file()}
-    rules = ["world", "samples", "prompts", *READ, *PROBED, "tables", "figure", "numbers", "report"]
+    rules = ["world", "samples", "prompts", *READ, *PROBED, "tables", "layer_tables", "figure", "numbers", "report"]
     smoke.checkout.snakemake(
         *SMOKE, "--forcerun", *rules, "--omit-from", "instructions", "tokenizer", "pretrain", "tune"
     )
