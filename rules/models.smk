@@ -138,8 +138,8 @@ rule pretrain:
         throughput=f"{LOGS}/train/{{run}}-base.throughput.csv",
     benchmark:
         f"{BENCHMARKS}/train/{{run}}-base.tsv"
-    threads: TRAINING_THREADS
     priority: work_left("base")
+    threads: TRAINING_THREADS
     params:
         settings=settings_of_run(*TRAINING, "organisms.base"),
         shape=shape_of_run,
@@ -171,8 +171,8 @@ rule tune:
         throughput=f"{LOGS}/train/{{run}}-sft.throughput.csv",
     benchmark:
         f"{BENCHMARKS}/train/{{run}}-sft.tsv"
-    threads: TRAINING_THREADS
     priority: work_left("sft")
+    threads: TRAINING_THREADS
     params:
         settings=settings_of_run(*TRAINING, *TRAINING_TEMPLATES, "organisms.sft"),
         shape=shape_of_run,
@@ -204,8 +204,8 @@ rule align:
         throughput=f"{LOGS}/train/{{run}}-dpo.throughput.csv",
     benchmark:
         f"{BENCHMARKS}/train/{{run}}-dpo.tsv"
-    threads: TRAINING_THREADS
     priority: work_left("dpo")
+    threads: TRAINING_THREADS
     params:
         settings=settings_of_run(*TRAINING, *TRAINING_TEMPLATES, "organisms.dpo"),
         shape=shape_of_run,
