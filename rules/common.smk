@@ -204,6 +204,23 @@ def settings_of_run(*keys):
     return of_job
 
 
+WORK_LEFT = {"base": 1.0, "sft": 0.5, "dpo": 0.1}  # from a stage on, of a model's whole training; as measured
+
+
+def work_left(stage):
+    """The priority of a training: how long its model still takes, from this stage on.
+
+    A model's stages wait for each other. Were the longest not begun first, it would train alone at the end. Its time
+    goes with steps, layers and width.
+    """
+
+    def of_job(wildcards):
+        shape = STUDY.organisms.shapes[RUNS[wildcards.run][0]]
+        return round(WORK_LEFT[stage] * shape.patience * shape.layers * shape.hidden_size)
+
+    return of_job
+
+
 def recall_sources(_):
     """The files that subjects and answers come from; the world's facts are code."""
     source = STUDY.recall.source

@@ -112,6 +112,7 @@ rule pretrain:
     benchmark:
         f"{BENCHMARKS}/train/{{run}}-base.tsv"
     threads: TRAINING_THREADS
+    priority: work_left("base")
     params:
         settings=settings_of_run(*TRAINING, "organisms.base"),
         shape=shape_of_run,
@@ -142,6 +143,7 @@ rule tune:
     benchmark:
         f"{BENCHMARKS}/train/{{run}}-sft.tsv"
     threads: TRAINING_THREADS
+    priority: work_left("sft")
     params:
         settings=settings_of_run(*TRAINING, *TRAINING_TEMPLATES, "organisms.sft"),
         shape=shape_of_run,
@@ -172,6 +174,7 @@ rule align:
     benchmark:
         f"{BENCHMARKS}/train/{{run}}-dpo.tsv"
     threads: TRAINING_THREADS
+    priority: work_left("dpo")
     params:
         settings=settings_of_run(*TRAINING, *TRAINING_TEMPLATES, "organisms.dpo"),
         shape=shape_of_run,
