@@ -111,8 +111,8 @@ rule pretrain:
         f"{LOGS}/train/{{run}}-base.log",
     benchmark:
         f"{BENCHMARKS}/train/{{run}}-base.tsv"
-    threads: TRAINING_THREADS
     priority: work_left("base")
+    threads: TRAINING_THREADS
     params:
         settings=settings_of_run(*TRAINING, "organisms.base"),
         shape=shape_of_run,
@@ -142,8 +142,8 @@ rule tune:
         f"{LOGS}/train/{{run}}-sft.log",
     benchmark:
         f"{BENCHMARKS}/train/{{run}}-sft.tsv"
-    threads: TRAINING_THREADS
     priority: work_left("sft")
+    threads: TRAINING_THREADS
     params:
         settings=settings_of_run(*TRAINING, *TRAINING_TEMPLATES, "organisms.sft"),
         shape=shape_of_run,
@@ -173,8 +173,8 @@ rule align:
         f"{LOGS}/train/{{run}}-dpo.log",
     benchmark:
         f"{BENCHMARKS}/train/{{run}}-dpo.tsv"
-    threads: TRAINING_THREADS
     priority: work_left("dpo")
+    threads: TRAINING_THREADS
     params:
         settings=settings_of_run(*TRAINING, *TRAINING_TEMPLATES, "organisms.dpo"),
         shape=shape_of_run,
