@@ -144,7 +144,8 @@ def test_sets_that_share_a_design_equal_their_probes_one_by_one(kind: str) -> No
         for problem in range(2):
             alone = fit(features[used], labels[problem, used], 0.02, weights=weights[at, used])
             scores = found.scores[0, 2 * at + problem, 0]
-            np.testing.assert_allclose(scores, alone.logits(features), rtol=1e-5, atol=2e-5)
+            # Weights are finished within 5e-6 of the optimal ones; the row like no other is far out along all of them.
+            np.testing.assert_allclose(scores, alone.logits(features), rtol=5e-5, atol=2e-5)
             assert not np.allclose(found.scores[0, 2 * ((at + 1) % 3) + problem, 0], alone.logits(features), atol=0.1)
 
 

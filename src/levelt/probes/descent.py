@@ -1,9 +1,9 @@
 """Descent on preconditioned logistic losses: many problems in lockstep, each iteration two matrix products per design.
 
 Scores are measured in units in which no row's loss curves more than 1 (half the log-odds for two classes, Boehning
-1992), so that X'X + penalty bounds every Hessian. Its inverse is the preconditioner of all problems that share the
-features: with it no direction curves more than about 1, and features of any spectrum look alike. All designs of a batch
-and all problems of a design advance together.
+1992), so that X'X + penalty bounds every Hessian. The inverse of this, or of X'X/2 + penalty, which is nearer to most
+of them, preconditions all problems that share the features: features of any spectrum look alike then. All designs of a
+batch and all problems of a design advance together.
 
 Layout: arrays are [designs, problems * outputs, length], the last axis contiguous, because that is how the products
 are fast. One output per problem is two classes (its score stands for class 1), more are a softmax.
@@ -78,17 +78,21 @@ class Loss:
             found *= self.unit
         return self.weigh(found)
 
-    def bend(self, said: Real, ray: Real) -> Real:
+    def curvature(self, said: Real) -> Real:
+        """What `bend` needs of predictions: the rows' second derivatives (two classes), or the predictions."""
+        if self.outputs > 1:
+            return said
+        found: Real = said * said
+        np.subtract(1, found, out=found)
+        return self.weigh(found)
+
+    def bend(self, curvature: Real, ray: Real) -> Real:
         """The rows' Hessians times ``ray``."""
         if self.outputs == 1:
-            found: Real = said * said
-            np.subtract(1, found, out=found)
-            found *= ray
-        else:
-            split, rays = self.split(said), self.split(ray)
-            mixed = (split * rays).sum(axis=2, keepdims=True)
-            found = np.reshape(2 * split * (rays - mixed), ray.shape)
-        return self.weigh(found)
+            return curvature * ray
+        split, rays = self.split(curvature), self.split(ray)
+        mixed = (split * rays).sum(axis=2, keepdims=True)
+        return self.weigh(np.reshape(2 * split * (rays - mixed), ray.shape))
 
     def split(self, values: Real) -> Real:
         """[designs, problems * outputs, m] as [designs, problems, outputs, m]."""
@@ -96,7 +100,7 @@ class Loss:
 
     def dot(self, first: Real, second: Real) -> Real:
         """Inner products over outputs and the last axis: [designs, problems]."""
-        sums: Real = np.einsum("dpn,dpn->dp", first, second)
+        sums: Real = np.vecdot(first, second)
         return sums if self.outputs == 1 else np.sum(np.reshape(sums, (len(sums), -1, self.outputs)), axis=2)
 
     def each(self, values: Real) -> Real:
@@ -276,7 +280,7 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
             direction, ray = np.where(chosen, -steepest, direction), np.where(chosen, -image, ray)
             slope = np.where(lost, -size, slope)
         stiff, least = space.stiffness(loss, direction, ray)
-        length = -slope / np.maximum(stiff + loss.dot(loss.bend(said, ray), ray), least + 1e-38)
+        length = -slope / np.maximum(stiff + loss.dot(loss.bend(loss.curvature(said), ray), ray), least + 1e-38)
         step = loss.each(length.astype(kind))
         coefficients += step * direction
         scores += step * ray
@@ -297,14 +301,14 @@ def newton_step(
     Returns:
         The step (to be added), [designs, problems * outputs, width].
     """
-    step = np.zeros_like(pulled[0])
+    step, curvature = np.zeros_like(pulled[0]), loss.curvature(said)
     rest = (-pulled[0], -pulled[1], -pulled[2])
     size = space.along(loss, rest[1], rest)
     goal = accuracy**2 * size
     direction, ray = rest[1].copy(), rest[2].copy()
     going = size > 0
     for _ in range(limit):
-        curved = space.pull(loss, direction, ray, loss.bend(said, ray))
+        curved = space.pull(loss, direction, ray, loss.bend(curvature, ray))
         along = space.along(loss, direction, curved)
         going &= (size > goal) & (along > 1e-6 * size)
         length = loss.each(np.where(going, size / np.where(going, along, 1), 0).astype(step.dtype))

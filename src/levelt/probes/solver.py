@@ -24,8 +24,9 @@ from levelt.probes.descent import Flat, Loss, Real, Tall, descend, newton_step
 Floats = npt.NDArray[np.float64]
 Precision = Literal["mixed", "float64"]
 
-ACCURACY = 1e-6
-"""Certified relative distance from the optimal weights at which a probe is finished (finer than any use of it)."""
+ACCURACY = 5e-6
+"""Certified relative distance from the optimal weights at which a probe is finished, finer than any use of it; with
+more than twice as much its design is solved again in float64."""
 
 DESCENT = 1e-4
 """Gradient norm in whitened coordinates at which descent hands over to Newton steps, which then need one or two."""
@@ -39,6 +40,12 @@ FLAT_WIDTH = 192
 
 CHUNK_SCORES = 200_000
 """Scores of tall designs computed together, if one design has fewer: few enough for a core's cache."""
+
+TYPICAL = np.float32(0.5)
+"""Curvature of a typical row's loss, of the 1 it has at most: what the preconditioner of tall designs takes it for."""
+
+SETTLED = 1e-12
+"""Mean slope along the intercept below which it counts as minimised out: a thousandth of a finished gradient."""
 
 STEPS = 400
 """Most descent iterations."""
@@ -207,9 +214,13 @@ def fit_shared(
     Raises:
         ConvergenceError, ValueError: see `fit`.
     """
+    ever = np.asarray((rows > 0).any(axis=0))
     values = np.array(features, dtype=np.float64)
+    others = values[:, ~ever]
+    if not ever.all():
+        values, targets, rows = values[:, ever], targets[:, :, ever], rows[:, ever]
     middle = values.mean(axis=1, keepdims=True)  # taken off first, so that squares cannot cancel
-    if not np.isfinite(middle).all():
+    if not (np.isfinite(middle).all() and np.isfinite(others).all()):
         raise ValueError("features contain nan or infinity")
     values -= middle
     share = rows / rows.sum(axis=1, keepdims=True)
@@ -217,10 +228,22 @@ def fit_shared(
     squares = share @ (values**2)
     deviations, constant = _spreads(squares, centres, middle)
     overall, useless = _spreads(squares.mean(axis=1, keepdims=True), centres.mean(axis=1, keepdims=True), middle)
-    values *= np.where(useless, 0.0, 1 / np.where(useless, 1.0, overall))
+    factor = np.where(useless, 0.0, 1 / np.where(useless, 1.0, overall))
+    values *= factor
     scales = np.where(constant | useless, 0.0, overall / np.where(constant, 1.0, deviations))
     repeated = np.broadcast_to(rows, (len(values), *rows.shape))
-    return _fit(values.transpose(0, 2, 1), targets, repeated, scales, penalty, bound, 2, precision)
+    found = _fit(values.transpose(0, 2, 1), targets, repeated, scales, penalty, bound, 2, precision)
+    return found if ever.all() else _with_others(found, ever, ((others - middle) * factor).transpose(0, 2, 1))
+
+
+def _with_others(found: Batch, ever: npt.NDArray[np.bool_], designs: Floats) -> Batch:
+    """The same with scores of all rows, of which only those in ``ever`` were fitted; ``designs`` of the others."""
+    count, problems, outputs, width = found.weights.shape
+    scores = np.empty((count, problems, outputs, len(ever)))
+    scores[..., ever] = found.scores
+    further = (found.weights.reshape(count, -1, width) @ designs).reshape(count, problems, outputs, -1)
+    scores[..., ~ever] = further + found.intercepts[..., None]
+    return Batch(found.weights, found.intercepts, scores, found.bounds)
 
 
 def _fit(
@@ -235,15 +258,11 @@ def _fit(
 ) -> Batch:
     """``rows`` are [designs, sets, n], and ``scales`` turn ``designs`` into the features of each set."""
     used = rows > 0
-    ever = used.any(axis=(0, 1))
+    ever = np.asarray(used.any(axis=(0, 1)))
     if not ever.all():  # rows that no set fits are only scored
-        part = _fit(
-            designs[:, :, ever], targets[:, :, ever], rows[:, :, ever], scales, penalty, bound, classes, precision
-        )
-        count, problems, outputs, width = part.weights.shape
-        scores = part.weights.reshape(count, -1, width) @ designs
-        scores = scores.reshape(count, problems, outputs, -1) + part.intercepts[..., None]
-        return Batch(part.weights, part.intercepts, scores, part.bounds)
+        fitted = designs.transpose(0, 2, 1)[:, ever].transpose(0, 2, 1)  # whole rows are quick to copy
+        part = _fit(fitted, targets[:, :, ever], rows[:, :, ever], scales, penalty, bound, classes, precision)
+        return _with_others(part, ever, designs[:, :, ~ever])
     at = np.stack([targets == label for label in range(classes)]).astype(np.float32)  # classes, designs, problems, n
     found_in = at @ used.astype(np.float32).transpose(0, 2, 1)
     missing = [label for label in range(classes) if not found_in[label].all()]
@@ -320,8 +339,7 @@ class TallSystem:
         features = design[:, :width]
         alike = bool((low_rows == low_rows[0, 0, 0]).all())
         gram = (features if alike else features * low_rows) @ features.transpose(0, 2, 1)
-        if alike:
-            gram *= low_rows[0, 0, 0]
+        gram *= TYPICAL * (low_rows[0, 0, 0] if alike else 1)
         number = counts.mean(axis=1)
         gram[:, np.arange(width), np.arange(width)] += (number * penalty)[:, None]
         inverse = np.zeros((count, width + 1, width + 1), dtype=kind)
@@ -526,8 +544,7 @@ def _solve_system(
     rounds = ROUNDS[np.dtype(kind).type]
     for number in range(rounds + 1):
         weights = system.weights(parameters)
-        scores = (weights * scales) @ designs
-        scores /= loss.unit
+        scores = (weights * (scales / loss.unit)) @ designs
         scores += intercepts
         said, shift = settle(loss, scores)
         intercepts = intercepts + shift
@@ -555,7 +572,7 @@ def _solve_system(
         loss.split(loss.unit * scores),
         size / (2 * penalty),
     )
-    return found, (10 * ACCURACY) ** 2 * penalty / 2 * norm + 1e-28 / penalty
+    return found, (2 * ACCURACY) ** 2 * penalty / 2 * norm + 1e-28 / penalty
 
 
 def settle(loss: Loss, scores: Floats) -> tuple[Floats, Floats]:
@@ -566,19 +583,23 @@ def settle(loss: Loss, scores: Floats) -> tuple[Floats, Floats]:
     """
     assert loss.rows is not None
     counts = loss.rows.sum(axis=2)[:, :, None, None]
+    several = loss.outputs > 1 and loss.rows.shape[1] > 1
+    rows = np.repeat(loss.rows, loss.outputs, axis=1) if several else loss.rows
+    wanted = np.vecdot(loss.targets, rows)
     moved = np.zeros((*scores.shape[:2], 1))
     said = loss.predict(scores)
     for _ in range(100):
-        slope = loss.split(loss.slopes(said).sum(axis=2, keepdims=True)) / counts
-        if np.abs(slope).max() < 1e-14:
+        slope = loss.split((np.vecdot(said, rows) - wanted)[:, :, None]) / counts
+        if np.abs(slope).max() < SETTLED:
             break
         if loss.outputs == 1:
-            curvature = 1 - loss.split((loss.weigh(said * said)).sum(axis=2, keepdims=True)) / counts
+            curvature = 1 - np.vecdot(said * rows, said)[:, :, None, None] / counts
             move = slope / np.maximum(curvature, 1e-300)
         else:
             split = loss.split(said)
             weighted = split * loss.rows[:, :, None]
             curvature = weighted.sum(axis=3)[..., None] * np.eye(loss.outputs) - weighted @ split.transpose(0, 1, 3, 2)
+            slope *= loss.unit
             move = np.linalg.solve(2 * curvature / counts + 1, slope)  # + 1: all scores of a row may move together
         shift = -np.clip(move, -2, 2).reshape(moved.shape)
         moved += shift
