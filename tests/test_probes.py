@@ -186,6 +186,9 @@ def test_refuses_what_it_cannot_probe() -> None:
     features[3, 2] = np.nan
     with pytest.raises(ValueError, match="nan"):
         fit(features, labels, 0.01)
+    for fitted in (np.arange(50) != 3, np.arange(50) >= 0):  # a row that is only scored must have a score, too
+        with pytest.raises(ValueError, match="nan"):
+            fit_shared(features[None], labels[None, None], fitted[None].astype(float), 0.01)
 
 
 @pytest.mark.parametrize("rows", [100, 20])
