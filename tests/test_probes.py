@@ -45,7 +45,7 @@ def test_equals_scikit_learn_converged(rows: int, width: int, classes: int) -> N
         probe = fit(features, labels, penalty, precision=precision)  # type: ignore[arg-type]
         expected = peer(features, labels, penalty)
         weights = probe.weights * features.std(0)
-        # ours are within 1e-6 of the optimum by certificate, theirs within 1e-10 / penalty in the gradient
+        # ours are within 5e-6 of the optimum by certificate, theirs within 1e-10 / penalty in the gradient
         assert np.linalg.norm(weights - expected.coef_) <= 1e-5 * np.linalg.norm(expected.coef_)
         said = probe.logits(features)
         said = (said > 0).astype(int) if classes == 2 else said.argmax(axis=1)

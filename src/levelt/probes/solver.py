@@ -14,12 +14,13 @@ not get there is solved again with everything in float64 (``precision="float64"`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from levelt.probes.descent import Flat, Loss, Real, Tall, descend, newton_step
+from levelt.probes.loss import Loss
+from levelt.probes.systems import DESCENT, FlatSystem, Point, System, TallSystem
 
 Floats = npt.NDArray[np.float64]
 Precision = Literal["mixed", "float64"]
@@ -28,10 +29,7 @@ ACCURACY = 5e-6
 """Certified relative distance from the optimal weights at which a probe is finished, finer than any use of it; with
 more than twice as much its design is solved again in float64."""
 
-DESCENT = 1e-4
-"""Gradient norm in whitened coordinates at which descent hands over to Newton steps, which then need one or two."""
-
-CLOSENESS, CLOSEST = 0.1, (1e-3, 0.1)
+CLOSENESS, CLOSEST = 0.6, (1e-3, 0.1)
 """A Newton step is solved to this share of what is left to gain, in a relative residual of no less and no more than
 these."""
 
@@ -41,20 +39,11 @@ FLAT_WIDTH = 192
 CHUNK_SCORES = 200_000
 """Scores of tall designs computed together, if one design has fewer: few enough for a core's cache."""
 
-TYPICAL = np.float32(0.5)
-"""Curvature of a typical row's loss, of the 1 it has at most: what the preconditioner of tall designs takes it for."""
-
 SETTLED = 1e-12
 """Mean slope along the intercept below which it counts as minimised out: a thousandth of a finished gradient."""
 
 STEPS = 400
 """Most descent iterations."""
-
-ALIKE = 0.4
-"""Largest relative difference of a feature's variance in a set of rows for which wide designs share their products."""
-
-ROUGH = 0.03
-"""What a Newton step with shared products is good for, and hence solved to."""
 
 ROUNDS = {np.float32: 6, np.float64: 40}
 """Most Newton steps by precision; a design that needs more in float32 is ill-conditioned and gets float64."""
@@ -183,8 +172,12 @@ def fit_batch(
     Raises:
         ConvergenceError, ValueError: see `fit`.
     """
-    scaled = np.ones((len(designs), 1, 1))
-    return _fit(designs, targets, rows[:, None], scaled, penalty, bound, classes, precision)
+    scaled, ever = np.ones((len(designs), 1, 1)), np.asarray((rows > 0).any(axis=0))
+    if ever.all():
+        return _fit(designs, targets, rows[:, None], scaled, penalty, bound, classes, precision)
+    fitted = designs.transpose(0, 2, 1)[:, ever].transpose(0, 2, 1)  # whole rows are quick to copy
+    found = _fit(fitted, targets[:, :, ever], rows[:, None, ever], scaled, penalty, bound, classes, precision)
+    return _with_others(found, ever, designs[:, :, ~ever])
 
 
 def fit_shared(
@@ -225,7 +218,7 @@ def fit_shared(
     values -= middle
     share = rows / rows.sum(axis=1, keepdims=True)
     centres = share @ values
-    squares = share @ (values**2)
+    squares = np.stack([share @ np.square(design) for design in values])  # a square at a time stays in the cache
     deviations, constant = _spreads(squares, centres, middle)
     overall, useless = _spreads(squares.mean(axis=1, keepdims=True), centres.mean(axis=1, keepdims=True), middle)
     factor = np.where(useless, 0.0, 1 / np.where(useless, 1.0, overall))
@@ -256,13 +249,8 @@ def _fit(
     classes: int,
     precision: Precision,
 ) -> Batch:
-    """``rows`` are [designs, sets, n], and ``scales`` turn ``designs`` into the features of each set."""
+    """``rows`` are [designs, sets, n], each in some set; ``scales`` turn ``designs`` into the features of each set."""
     used = rows > 0
-    ever = np.asarray(used.any(axis=(0, 1)))
-    if not ever.all():  # rows that no set fits are only scored
-        fitted = designs.transpose(0, 2, 1)[:, ever].transpose(0, 2, 1)  # whole rows are quick to copy
-        part = _fit(fitted, targets[:, :, ever], rows[:, :, ever], scales, penalty, bound, classes, precision)
-        return _with_others(part, ever, designs[:, :, ~ever])
     at = np.stack([targets == label for label in range(classes)]).astype(np.float32)  # classes, designs, problems, n
     found_in = at @ used.astype(np.float32).transpose(0, 2, 1)
     missing = [label for label in range(classes) if not found_in[label].all()]
@@ -297,211 +285,6 @@ def _fit(
             "raise probes.penalty or probes.bound"
         )
     return found
-
-
-class System(Protocol):
-    """The problems of a batch in one space, and the parameters that float64 keeps: weights, or combinations of rows.
-
-    Weights are those of the features in the scale of each problem.
-    """
-
-    def descend(self, tolerance: float, limit: int) -> tuple[Floats, Floats]:
-        """From zero to (parameters [designs, problems * outputs, .], intercepts in scores [.., 1])."""
-
-    def step(
-        self, said: Floats, slopes: Floats, parameters: Floats, full: Floats, accuracy: Floats
-    ) -> tuple[Floats, Floats]:
-        """The Newton step from parameters with these predictions and slopes, and this gradient in the weights, to a
-        relative accuracy [designs, problems]."""
-
-    def weights(self, parameters: Floats) -> Floats:
-        """Weights for log-odds, [designs, problems * outputs, d]."""
-
-    def gradient(self, slopes: Floats, parameters: Floats) -> Floats:
-        """The gradient of the whole objective in the weights."""
-
-
-class TallSystem:
-    """More rows than features: the parameters are the weights."""
-
-    def __init__(self, designs: Floats, loss: Loss, low: Loss, scales: Floats, penalty: float) -> None:
-        assert loss.rows is not None
-        count, width, length = designs.shape
-        kind = low.targets.dtype
-        counts = loss.rows.sum(axis=2)
-        self.designs, self.penalty, self.unit, self.low = designs, penalty, loss.unit, low
-        self.scales = scales
-        self.counts = loss.each(counts)
-        across = np.ones((count, length, width + 1), dtype=kind)
-        np.multiply(designs.transpose(0, 2, 1), 1 / self.unit, out=across[:, :, :width], casting="same_kind")
-        design = np.ascontiguousarray(across.transpose(0, 2, 1))
-        low_rows = loss.rows.mean(axis=1)[:, None].astype(kind)
-        features = design[:, :width]
-        alike = bool((low_rows == low_rows[0, 0, 0]).all())
-        gram = (features if alike else features * low_rows) @ features.transpose(0, 2, 1)
-        gram *= TYPICAL * (low_rows[0, 0, 0] if alike else 1)
-        number = counts.mean(axis=1)
-        gram[:, np.arange(width), np.arange(width)] += (number * penalty)[:, None]
-        inverse = np.zeros((count, width + 1, width + 1), dtype=kind)
-        inverse[:, :width, :width] = np.stack([_inverse(part) for part in gram])
-        inverse[:, width, width] = 1 / number
-        factors = np.ones((*np.broadcast_shapes(scales.shape[:2], self.counts.shape[:2]), width + 1), dtype=kind)
-        factors[:, :, :-1] = scales
-        penalties = np.empty_like(factors)
-        penalties[:, :, :-1] = penalty * self.counts
-        penalties[:, :, -1] = 0
-        self.space = Tall(design, across, factors, penalties, inverse)
-
-    def descend(self, tolerance: float, limit: int) -> tuple[Floats, Floats]:
-        return self._lift(descend(self.space, self.low, tolerance, limit))
-
-    def step(
-        self, said: Floats, slopes: Floats, parameters: Floats, full: Floats, accuracy: Floats
-    ) -> tuple[Floats, Floats]:
-        kind = self.space.design.dtype
-        gradient = np.empty((*full.shape[:2], full.shape[2] + 1), dtype=kind)
-        gradient[:, :, :-1] = full * self.counts
-        gradient[:, :, -1] = slopes.sum(axis=2)
-        direction = gradient @ self.space.inverse
-        pulled = gradient, direction, (direction * self.space.scales) @ self.space.design
-        return self._lift(newton_step(self.space, self.low, said.astype(kind), pulled, accuracy, 60))
-
-    def weights(self, parameters: Floats) -> Floats:
-        return parameters
-
-    def gradient(self, slopes: Floats, parameters: Floats) -> Floats:
-        full = slopes @ self.designs.transpose(0, 2, 1)
-        full *= self.scales / (self.counts * self.unit)
-        full += self.penalty * parameters
-        return full
-
-    def _lift(self, step: Real) -> tuple[Floats, Floats]:
-        found = step.astype(np.float64)
-        return found[:, :, :-1], found[:, :, -1:]
-
-
-@dataclass(frozen=True)
-class Part:
-    """The problems of one set of training rows in a flat system."""
-
-    problems: slice
-    chosen: npt.NDArray[np.intp]
-    inverse: Real
-    space: Flat
-    low: Loss
-    share: Floats
-
-
-class FlatSystem:
-    """More features than rows: the parameters are combinations of the training rows.
-
-    With Y = R^1/2 X for row weights R, (X'RX + penalty)^-1 X' = X' R^1/2 (YY' + penalty)^-1 R^-1/2: one n x n inverse
-    replaces the d x d one, exactly. Sets that scale the features nearly alike share YY', whose error later Newton steps
-    take off; the others compute their own.
-    """
-
-    def __init__(self, designs: Floats, loss: Loss, low: Loss, scales: Floats, penalty: float) -> None:
-        assert loss.rows is not None and len(designs) == 1
-        kind = low.targets.dtype
-        self.design, self.penalty, self.unit, self.scales = designs[0], penalty, loss.unit, scales
-        self.counts = loss.each(loss.rows.sum(axis=2))
-        rows = loss.rows[0]
-        starts = [at for at in range(len(rows)) if at == 0 or (rows[at] != rows[at - 1]).any()]
-        features = self.design.astype(kind)
-        near = kind == np.float32 and np.abs(np.square(scales) - 1).max() <= ALIKE
-        products = features.T @ features if near and len(starts) > 1 else None
-        self.rough = ROUGH if products is not None else 0.0
-        self.parts = [
-            self._part(features, products, loss, low, start, stop)
-            for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)
-        ]
-
-    def _part(self, features: Real, products: Real | None, loss: Loss, low: Loss, start: int, stop: int) -> Part:
-        assert loss.rows is not None
-        weights = loss.rows[0, start]
-        chosen = np.flatnonzero(weights > 0)
-        length, outputs = len(chosen), loss.outputs
-        problems = slice(start * outputs, stop * outputs) if loss.rows.shape[1] > 1 else slice(None)
-        root = None if (weights[chosen] == 1).all() else np.sqrt(weights[chosen])[None].astype(features.dtype)
-        if products is None:
-            mine = features if length == features.shape[1] else features[:, chosen]
-            scale = self.scales[0, problems][0].astype(features.dtype)[:, None]
-            mine = mine if (scale == 1).all() else mine * scale
-            gram = mine.T @ mine
-        else:
-            gram = products[np.ix_(chosen, chosen)]
-        share = weights[chosen] / weights.sum()
-        if len(loss.rows[0]) > 1:  # features have mean 0 over all sets, and shall have it over this one
-            low_share = share.astype(gram.dtype)
-            gram -= low_share @ gram
-            gram -= (gram @ low_share)[:, None]
-        if root is not None:
-            gram *= root * root.T
-        gram *= 1 / (length * self.unit**2)
-        diagonal = np.arange(length)
-        gram[diagonal, diagonal] += self.penalty
-        inverse = _inverse(gram)
-        kernel = -self.penalty * inverse
-        kernel[diagonal, diagonal] += 1
-        if root is not None:
-            kernel /= root * root.T
-            inverse *= root.T / root
-        kernel += 1 / length  # the intercept
-        targets = low.targets[:, problems][:, :, chosen]
-        few = None if root is None else (root**2)[None]
-        return Part(problems, chosen, inverse, Flat(kernel[None]), Loss(targets, outputs, few), share)
-
-    def descend(self, tolerance: float, limit: int) -> tuple[Floats, Floats]:
-        tolerance = max(tolerance, tolerance / DESCENT * self.rough**2)
-        return self._lift([descend(part.space, part.low, tolerance, limit) for part in self.parts])
-
-    def step(
-        self, said: Floats, slopes: Floats, parameters: Floats, full: Floats, accuracy: Floats
-    ) -> tuple[Floats, Floats]:
-        kind = self.parts[0].inverse.dtype
-        combined = (slopes + self.penalty * self.unit * self.counts * parameters).astype(kind)
-        steps, accuracy = [], np.maximum(accuracy, self.rough)
-        for part in self.parts:
-            gradient = combined[:, part.problems][:, :, part.chosen]
-            pulled = gradient, gradient, gradient @ part.space.kernel
-            there = said[:, part.problems][:, :, part.chosen].astype(kind)
-            steps.append(newton_step(part.space, part.low, there, pulled, accuracy[:, part.problems], 60))
-        return self._lift(steps)
-
-    def weights(self, parameters: Floats) -> Floats:
-        found: Floats = parameters @ self.design.T
-        found *= self.scales
-        return found
-
-    def gradient(self, slopes: Floats, parameters: Floats) -> Floats:
-        return self.weights(slopes / (self.counts * self.unit) + self.penalty * parameters)
-
-    def _lift(self, steps: list[Real]) -> tuple[Floats, Floats]:
-        outputs = self.counts.shape[1] if len(self.parts) > 1 else steps[0].shape[1]
-        parameters, intercepts = np.zeros((1, outputs, self.design.shape[1])), np.empty((1, outputs, 1))
-        for part, step in zip(self.parts, steps, strict=True):
-            found = (step @ part.inverse.T).astype(np.float64)
-            factor = 1 / (len(part.chosen) * self.unit)
-            found *= factor
-            found -= part.share * found.sum(axis=2, keepdims=True)  # no weight changes: weighted rows sum to 0
-            parameters[:, part.problems, part.chosen] = found
-            total = step.sum(axis=2, keepdims=True, dtype=np.float64)
-            intercepts[:, part.problems] = factor * self.unit * total
-        return parameters, intercepts
-
-
-def _inverse(matrix: Real) -> Real:
-    """Inverse of a positive definite matrix by its Cholesky factor, 4 times as fast as the general one."""
-    from scipy.linalg import get_lapack_funcs  # here, since only wide designs need it and it takes a while to import
-
-    found: Any = get_lapack_funcs(("potrf", "potri"), (matrix,))
-    factorise, invert = found
-    factor, failed = factorise(matrix, lower=False)
-    if failed:
-        raise np.linalg.LinAlgError("the whitening matrix is not positive definite")
-    upper, _ = invert(factor, lower=False)
-    whole: Real = np.triu(upper) + np.triu(upper, 1).T
-    return whole
 
 
 def _solve(designs: Floats, loss: Loss, scales: Floats, penalty: float, kind: npt.DTypeLike) -> tuple[Batch, Floats]:
@@ -554,7 +337,8 @@ def _solve_system(
         if number == rounds or (size <= (ACCURACY * penalty) ** 2 * norm + 1e-28).all():
             break
         goal = CLOSENESS * ACCURACY * penalty * np.sqrt(norm / np.maximum(size, 1e-300))
-        fresh = system.step(said, slopes, parameters, full, np.clip(goal, *CLOSEST))
+        at = Point(parameters, intercepts, scores, said)
+        fresh = system.step(at, slopes, full, np.clip(goal, *CLOSEST))
         worse = ~(size <= reached)
         factor = np.where(worse, factor / 2, 1.0)
         reached = np.where(worse, reached, size)
