@@ -24,6 +24,9 @@ the same with labels that can be told apart all but without error.
 - label_agreement: share of equal predicted labels with scikit-learn converged; max_bound: the worst certificate;
   coefficient_error: the largest relative distance from scikit-learn's coefficients at 1e-10.
 - grid_*: the default study's probes on synthetic activations of its size, one model and task.
+
+With ``--cells PROMPTS ACTIVATIONS`` (data/<study>/prompts/<tokenizer>/<task>.parquet and a folder of one model's
+activations on it) the same is measured on every condition and role of a study that was made, and nothing else.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,11 +51,12 @@ from scipy.fft import dct
 from threadpoolctl import threadpool_limits
 
 from levelt.config import Probes, Statistics
-from levelt.probes.grid import fit_sets
+from levelt.files import read_arrays
+from levelt.probes.grid import fit_sets, held_out_rows
 from levelt.probes.released import train
 from levelt.probes.solver import fit_shared
 from levelt.studies.controls import controls_task
-from levelt.studies.information import probe_task
+from levelt.studies.information import cells_of, probe_task
 
 Floats = npt.NDArray[np.float64]
 PENALTY = 0.01
@@ -379,6 +384,46 @@ def default_grid(pairs: int, conditions: int, width: int) -> dict[str, float]:
     }
 
 
+def study_cells(prompts: Path, folder: Path, rounds: int) -> dict[str, float]:
+    """Milliseconds per probe on the cells of one model and task, scikit-learn's on one probe of each cell."""
+    import pandas as pd
+
+    activations = {path.stem: read_arrays(path)[0] for path in sorted(folder.glob("*.safetensors"))}
+    cells = list(cells_of(pd.read_parquet(prompts), activations, Probes(), 0, prompts.stem))
+    jobs = [(cell.values, np.stack([*cell.labels.values()]), ~held_out_rows(cell.folds)) for cell in cells]
+    count = sum(values.shape[1] * len(labels) * len(trained) for values, labels, trained in jobs)
+    random = np.random.default_rng(0)
+    took: dict[str, list[float]] = {"ours": [], "default": [], "converged": []}
+    agreement = 1.0
+    sklearn(random.normal(size=(9, 2)), np.arange(9) % 2, 1e-4)  # its import
+    for _ in range(rounds):
+        seconds, found = cpu(lambda: [ours(*job) for job in jobs])
+        took["ours"].append(seconds / count)
+        theirs = {1e-4: 0.0, 1e-10: 0.0}
+        for (values, labels, trained), probes in zip(jobs, found, strict=True):
+            layer, at, scores, _ = probes[random.integers(len(probes))]
+            k, used = random.integers(len(labels)), trained[at]
+            spread = values[used, layer].std(0, dtype=np.float64)
+            centred = values[:, layer] - values[used, layer].mean(0, dtype=np.float64)
+            scaled = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 1e-12)
+            for tolerance in theirs:
+                seconds, peer = cpu(lambda: sklearn(scaled[used], labels[k, used], tolerance))  # noqa: B023
+                theirs[tolerance] += seconds / len(jobs)
+            said = peer.decision_function(scaled)
+            clear = np.abs(said) > 1e-4  # where a prompt says nothing all rows are on the boundary
+            agreement = min(agreement, float(((scores[k] > 0) == (said > 0))[clear].mean()) if clear.any() else 1.0)
+        took["default"].append(theirs[1e-4])
+        took["converged"].append(theirs[1e-10])
+    return {
+        "cells": len(jobs),
+        "probes": count,
+        **{f"{name}_ms": 1e3 * statistics.median(times) for name, times in took.items()},
+        "vs_default": statistics.median(b / a for a, b in zip(took["ours"], took["default"], strict=True)),
+        "vs_converged": statistics.median(b / a for a, b in zip(took["ours"], took["converged"], strict=True)),
+        "agreement": agreement,
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table, and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -386,9 +431,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes, to see that it runs; its numbers mean nothing"
     )
+    parser.add_argument("--cells", type=Path, nargs=2, metavar=("PROMPTS", "ACTIVATIONS"), help="see above")
     options = parser.parse_args(arguments)
     quick, rounds = options.quick, options.rounds
     warnings.simplefilter("ignore")
+    if options.cells:
+        with threadpool_limits(1):
+            print(json.dumps({name: round(value, 3) for name, value in study_cells(*options.cells, rounds).items()}))
+        return
     with threadpool_limits(1):
         wide = {
             problems: against_sklearn(*((80, 600) if quick else (800, 4096)), problems, 1, rounds, checked=3)
