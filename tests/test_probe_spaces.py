@@ -149,3 +149,29 @@ def test_descent_that_learns_ends_sooner(monkeypatch: pytest.MonkeyPatch) -> Non
     counted.clear()
     problems(MARGINS[3:] * 2)
     assert len(counted) > 70
+
+
+def test_a_step_too_far_is_taken_back_by_its_problem_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows, heavy tails, next to no penalty: the second problem passes its minimum in iteration 10 and later. Its
+    gradient after 30 is 0.5 (10 to 70 where steps are not taken back, or half so), and the first, which has not arrived
+    either, goes its way as if it were alone."""
+    monkeypatch.setattr(descent, "LEARNT", ())
+    random = np.random.default_rng(0)
+    draws = random.normal(size=(60, 5))
+    features = np.sign(draws) * np.exp(3 * np.abs(draws))
+    design, _, _ = standardise(features.T, np.full((1, 60), 1 / 60))
+    labels = np.stack([features[:, 0] > 0, features[:, 0] + 3 * features[:, 1] > 0, random.random(60) < 0.5])
+
+    def found(chosen: list[int], iterations: int) -> tuple[Floats, Floats]:
+        loss = Loss(2.0 * labels[None, chosen] - 1, 1, np.ones((1, 1, 60)))
+        space = TallSystem(design, loss, loss, np.ones((1, 1, 1)), 1e-5).space
+        coefficients = descent.descend(space, loss, 0.0, iterations)
+        scores = space.scores(coefficients)
+        gradient, _, _ = space.pull(loss, coefficients, scores, loss.slopes(np.tanh(scores)))
+        return coefficients[0], np.linalg.norm(gradient[0], axis=1)
+
+    together, gradients = found([0, 1, 2], 30)
+    assert gradients[1] < 3
+    alone, before = found([0], 30)[0][0], found([0], 29)[0][0]
+    np.testing.assert_allclose(together[0], alone, rtol=1e-6)  # sums in another order, 30 iterations of them
+    assert not np.allclose(together[0], before, rtol=1e-2)
