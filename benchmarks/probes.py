@@ -52,7 +52,9 @@ from threadpoolctl import threadpool_limits
 
 from levelt.config import Probes, Statistics
 from levelt.files import read_arrays
+from levelt.probes.designs import TrainingSets
 from levelt.probes.grid import fit_sets, held_out_rows
+from levelt.probes.memory import Room
 from levelt.probes.released import train
 from levelt.probes.solver import fit_shared
 from levelt.studies.controls import controls_task
@@ -101,10 +103,11 @@ def cpu(job: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def ours(
-    features: Floats, labels: npt.NDArray[np.int64], trained: npt.NDArray[np.bool_]
+    features: Floats, labels: npt.NDArray[np.int64], trained: npt.NDArray[np.bool_], room: Room
 ) -> list[tuple[int, int, Floats, Floats]]:
-    """Every problem on every layer and training set, from raw features, as the study asks for them."""
-    return list(fit_sets(features, labels, trained, PENALTY, 1e-8))
+    """Every problem on every layer and training set, from raw features, as the study asks for them: all cells of a task
+    share ``room``."""
+    return list(fit_sets(features, labels, trained, PENALTY, 1e-8, room))
 
 
 def sklearn(features: Floats, labels: npt.NDArray[np.int64], tolerance: float) -> Any:
@@ -133,9 +136,12 @@ def against_sklearn(
     agreement, error, bound = 1.0, 0.0, 0.0
     by_layer = np.ascontiguousarray(features.transpose(1, 0, 2))
     repeated = np.broadcast_to(labels, (layers, *labels.shape))
-    weights = fit_shared(by_layer, repeated, trained.astype(np.float64), PENALTY).weights  # warm, too
+    weights = fit_shared(
+        by_layer, repeated, TrainingSets.of(trained.astype(float), width), PENALTY
+    ).weights  # warm, too
+    room = Room()
     for _ in range(rounds):
-        seconds, found = cpu(lambda: [ours(features, labels, trained) for _ in range(turn)][-1])
+        seconds, found = cpu(lambda: [ours(features, labels, trained, room) for _ in range(turn)][-1])
         mine.append(seconds / (turn * layers * FOLDS * problems))
         bound = max(bound, max(float(certified.max()) for *_, certified in found))
         layer, at, scores, _ = found[random.integers(len(found))]
@@ -298,14 +304,15 @@ def against_released(rounds: int, problems: int, epochs: int, rows: int) -> dict
     peers = {"loop": released_probe, "sklearn": None}
     if importlib.util.find_spec("lightning") is not None:
         peers = {"lightning": released_probe_in_lightning, **peers}
-    [(_, _, scores, _)] = ours(features[:, None], labels, trained)
+    room = Room()
+    [(_, _, scores, _)] = ours(features[:, None], labels, trained, room)
     right = (scores > 0) == (labels == 1)
     mine: list[float] = []
     took: dict[str, list[float]] = {name: [] for name in peers}
     accuracy: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
     for number in range(rounds):
         at = number % problems
-        seconds, _ = cpu(lambda: [ours(features[:, None], labels, trained) for _ in range(TURN)])
+        seconds, _ = cpu(lambda: [ours(features[:, None], labels, trained, room) for _ in range(TURN)])
         mine.append(seconds / problems / TURN)
         accuracy["ours"].append(float(right[at, parts[2]].mean()))
         for name, peer in peers.items():
@@ -395,9 +402,10 @@ def study_cells(prompts: Path, folder: Path, rounds: int) -> dict[str, float]:
     random = np.random.default_rng(0)
     took: dict[str, list[float]] = {"ours": [], "default": [], "converged": []}
     agreement = 1.0
+    room = Room()
     sklearn(random.normal(size=(9, 2)), np.arange(9) % 2, 1e-4)  # its import
     for _ in range(rounds):
-        seconds, found = cpu(lambda: [ours(*job) for job in jobs])
+        seconds, found = cpu(lambda: [ours(*job, room) for job in jobs])
         took["ours"].append(seconds / count)
         theirs = {1e-4: 0.0, 1e-10: 0.0}
         for (values, labels, trained), probes in zip(jobs, found, strict=True):

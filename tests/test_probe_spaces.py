@@ -9,9 +9,10 @@ import numpy.typing as npt
 import pytest
 
 from levelt.probes import descent, spaces
+from levelt.probes.designs import standardise
 from levelt.probes.loss import Loss
-from levelt.probes.solver import fit_batch, standardise
-from levelt.probes.spaces import TYPICAL, Gram, Tall, products, spread
+from levelt.probes.solver import fit_batch
+from levelt.probes.spaces import TYPICAL, Gram, Tall, gathered, inverse_of, spread, square_of
 from levelt.probes.systems import TallSystem
 
 Floats = npt.NDArray[np.float64]
@@ -22,18 +23,38 @@ MARGINS = [0.5, 2.0, 8.0, 60.0]
 
 def test_products_in_parts_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
-    vectors, design = random.normal(size=(2, 3, 5)), random.normal(size=(2, 5, 101))
-    slopes, across = random.normal(size=(2, 3, 101)), np.ascontiguousarray(design.transpose(0, 2, 1))
-    whole = spread(vectors, design), products(slopes, across)
+    vectors, design = random.normal(size=(2, 7, 5)), random.normal(size=(2, 5, 101))
+    slopes = random.normal(size=(2, 7, 101))
+    whole = spread(vectors, design), gathered(slopes, design)
     np.testing.assert_array_equal(whole[0], vectors @ design)
+    np.testing.assert_allclose(whole[1], slopes @ design.transpose(0, 2, 1), rtol=1e-12)
     monkeypatch.setattr(spaces, "SHORTEST", 1)
-    for most in (3 * 5 * 50, 3 * 5 * 7, 1):  # 3 parts, the last shorter; 15; one for each row
+    monkeypatch.setattr(spaces, "FEWEST", 1)
+    for most, sums in ((7 * 5 * 50, 1200), (7 * 5 * 7, 4 * 5), (1, 1)):  # 3 parts, the last shorter; 15; one for each
         monkeypatch.setattr(spaces, "UNPACKED", most)
-        parts = spread(vectors, design), products(slopes, across)
-        for part, one in zip(parts, whole, strict=True):
+        monkeypatch.setattr(spaces, "UNPACKED_SUMS", sums)
+        room = np.full((2, 7, 101), np.nan)
+        assert spread(vectors, design, room) is room
+        for part, one in zip((room, gathered(slopes, design)), whole, strict=True):
             np.testing.assert_allclose(part, one, rtol=1e-12, atol=1e-12)  # float64 sums in another order
-        assert not np.allclose(products(slopes, across[:, ::-1]), whole[1], atol=1e-3)
+        assert not np.allclose(gathered(slopes, design[:, :, ::-1]), whole[1], atol=1e-3)
         assert not np.allclose(spread(vectors, design[:, :, ::-1]), whole[0], atol=1e-3)
+
+
+def test_squares_of_blocks_and_their_inverses() -> None:
+    """By halves (odd ones, and twice) as by one Cholesky factor: float64's rounding times the condition is left."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(3, 200, 90)) * np.geomspace(1, 0.1, 200)[:, None]
+    square = square_of(features)
+    np.testing.assert_allclose(square, np.einsum("kin,kjn->ij", features, features), rtol=1e-12, atol=1e-12)
+    for width in (1, 64, 65, 131, 200):
+        matrix = square[:width, :width] + np.eye(width)
+        halves = inverse_of(matrix, accurate=False)
+        np.testing.assert_allclose(halves @ matrix, np.eye(width), atol=1e-11)
+        np.testing.assert_allclose(halves, inverse_of(matrix), rtol=1e-9, atol=1e-12)
+    assert not np.allclose(
+        inverse_of(square[:65, :65] + np.eye(65), accurate=False) @ square[:65, :65], np.eye(65), atol=1e-3
+    )
 
 
 def problems(margins: list[float]) -> tuple[TallSystem, Loss, Floats, Floats]:
@@ -54,9 +75,9 @@ def problems(margins: list[float]) -> tuple[TallSystem, Loss, Floats, Floats]:
 
 def condition(space: Tall, scores: Floats, problem: int) -> float:
     """How much longer the preconditioned Hessian makes one direction than another."""
-    rows = space.across[0]
+    columns_of = space.design[0]
     curvature = 1 - np.tanh(scores[0, problem]) ** 2
-    hessian = (rows.T * curvature) @ rows + np.diag(space.penalties[0, 0])
+    hessian = (columns_of * curvature) @ columns_of.T + np.diag(space.penalties[0, 0])
     columns = []
     for unit in np.eye(space.width):
         gradient = np.broadcast_to(unit, (1, scores.shape[1], space.width))
@@ -102,39 +123,36 @@ def test_some_designs_are_preconditioned_as_all_are() -> None:
     loss = Loss(np.sign(design[:, :2] + 0.1), 1, np.ones((3, 1, 50)))
     system = TallSystem(design, loss, loss, np.ones((3, 1, 1)), PENALTY)
     coefficients = 5 * random.normal(size=(3, 2, 7))
-    whole = learnt(system, loss, coefficients, system.space.scores(coefficients))
+    whole = learnt(system, loss, coefficients, system.space.scores(loss, coefficients))
     assert whole.shrinkage is not None
     gradient = random.normal(size=(3, 2, 7))
     for space in (system.space, whole):
-        expected = space.precondition(gradient), space.scores(gradient)
+        expected = space.precondition(gradient), space.scores(loss, gradient)
         chosen = [2, 0]
-        part = space.part(np.array(chosen))
-        found = part.precondition(gradient[chosen]), part.scores(gradient[chosen])
+        part = space.part(loss, np.array(chosen))
+        found = part.precondition(gradient[chosen]), part.scores(loss.part(np.array(chosen)), gradient[chosen])
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other[chosen], rtol=1e-12, atol=1e-12)  # the same sums
             assert not np.allclose(one, other[:2], rtol=1e-3)
 
 
-@pytest.mark.parametrize("even", [True, False])
-def test_gram_is_of_weighted_rows(even: bool) -> None:
+def test_gram_is_of_rows_and_penalty() -> None:
     random = np.random.default_rng(0)
     features = random.normal(size=(2, 4, 30))
-    rows = np.full((2, 30), 0.75) if even else random.uniform(size=(2, 30))
-    counts = rows.sum(axis=1)
-    gram = Gram.of(features, rows, counts, PENALTY)
+    counts = np.array([30.0, 20.0])
+    gram = Gram.of(features @ features.transpose(0, 2, 1), counts, PENALTY)
     for design in range(2):
         expected = np.zeros((5, 5))
-        expected[:4, :4] = (features[design] * rows[design]) @ features[design].T
+        expected[:4, :4] = features[design] @ features[design].T
         expected[4, 4] = counts[design]
         ridge = np.array([PENALTY * counts[design]] * 4 + [0])
-        np.testing.assert_allclose(gram.products[design], expected, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(gram.ridge[design], ridge)
         typical = expected * TYPICAL + np.diag(ridge)
         typical[4, 4] = counts[design]  # the intercept's step is settled anyway
         np.testing.assert_allclose(gram.inverse[design] @ typical, np.eye(5), atol=1e-12)
         spectrum, basis = gram.principal[0][design], gram.principal[1][design]
         np.testing.assert_allclose((basis * spectrum) @ basis.T, expected, atol=1e-10)
-    assert not np.allclose(gram.products[0], gram.products[1])
+    assert not np.allclose(gram.inverse[0], gram.inverse[1])
 
 
 def test_descent_that_learns_ends_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,9 +183,9 @@ def test_a_step_too_far_is_taken_back_by_its_problem_alone(monkeypatch: pytest.M
     def found(chosen: list[int], iterations: int) -> tuple[Floats, Floats]:
         loss = Loss(2.0 * labels[None, chosen] - 1, 1, np.ones((1, 1, 60)))
         space = TallSystem(design, loss, loss, np.ones((1, 1, 1)), 1e-5).space
-        coefficients = descent.descend(space, loss, 0.0, iterations)
-        scores = space.scores(coefficients)
-        gradient, _, _ = space.pull(loss, coefficients, scores, loss.slopes(np.tanh(scores)))
+        coefficients, _ = descent.descend(space, loss, 0.0, iterations)
+        scores = space.scores(loss, coefficients)
+        gradient = space.pull(loss, coefficients, scores, loss.slopes(np.tanh(scores))).gradient
         return coefficients[0], np.linalg.norm(gradient[0], axis=1)
 
     together, gradients = found([0, 1, 2], 30)

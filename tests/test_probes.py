@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -11,11 +13,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from levelt.probes import grid, solver
+from levelt.probes import blocks, grid, solver, systems
+from levelt.probes.designs import TrainingSets, standardise
 from levelt.probes.folds import FoldError, check_folds, grouped_folds
 from levelt.probes.grid import out_of_fold
+from levelt.probes.memory import LINE, Room, aligned
 from levelt.probes.scores import auc, rates
-from levelt.probes.solver import ConvergenceError, Probe, fit, fit_batch, fit_shared, standardise
+from levelt.probes.solver import ConvergenceError, Precision, Probe, fit, fit_batch, fit_shared
 
 Arrays = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
 
@@ -129,16 +133,18 @@ def test_a_few_designs_at_a_time_are_the_same_designs(monkeypatch: pytest.Monkey
         if classes == 2:  # designs with scales of their own
             unlike = features * np.array([1.0, 10.0, 0.1])[:, None, None] ** np.arange(8)
             sets = (np.arange(90) % 3 != np.arange(3)[:, None]).astype(float)
-            shared = fit_shared(unlike, labels, sets, 0.02)
+            shared = fit_shared(unlike, labels, TrainingSets.of(sets, 8), 0.02)
             for design in range(3):
-                alone = fit_shared(unlike[design : design + 1], labels[design : design + 1], sets, 0.02)
+                alone = fit_shared(
+                    unlike[design : design + 1], labels[design : design + 1], TrainingSets.of(sets, 8), 0.02
+                )
                 np.testing.assert_allclose(shared.scores[design], alone.scores[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["narrow", "wide", "wide, unlike", "constant in a set", "rows in no set"])
 def test_sets_that_share_a_design_equal_their_probes_one_by_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What folds share must not show: each set is standardised and solved by its own rows, weights included."""
-    monkeypatch.setattr(solver, "ACCURACY", 1e-6)  # what is left at the usual one shows at the row like no other
+    monkeypatch.setattr(solver, "ACCURACY", 5e-7)  # what is left at the usual one shows at the row like no other
     random = np.random.default_rng(0)
     rows, width = 90, 12 if kind == "narrow" else 260
     features = random.normal(size=(rows, width)) * np.geomspace(0.1, 10, width) + 50
@@ -151,7 +157,7 @@ def test_sets_that_share_a_design_equal_their_probes_one_by_one(kind: str, monke
     if kind == "rows in no set":
         trained &= np.arange(rows) < 70
     weights = trained * np.where(np.arange(rows) < 9, 2.0, 1.0)
-    found = fit_shared(features[None], labels[None], weights, 0.02)
+    found = fit_shared(features[None], labels[None], TrainingSets.of(weights, width), 0.02)
     assert (found.bounds <= 1e-8).all()
     for at, used in enumerate(trained):
         for problem in range(2):
@@ -159,6 +165,82 @@ def test_sets_that_share_a_design_equal_their_probes_one_by_one(kind: str, monke
             scores = found.scores[0, 2 * at + problem, 0]
             np.testing.assert_allclose(scores, alone.logits(features), rtol=1e-5, atol=2e-5)
             assert not np.allclose(found.scores[0, 2 * ((at + 1) % 3) + problem, 0], alone.logits(features), atol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["folds", "nested", "irregular", "constant in a set", "float64", "some at a time"])
+def test_sets_in_blocks_equal_their_probes_one_by_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folds of unequal sizes, all pairs of them left out, or sets of which no blocks can be made; in a room that some
+    other fit has used before."""
+    monkeypatch.setattr(blocks, "FEWEST", 8)
+    random = np.random.default_rng(0)
+    rows, width = 120, 9
+    features = random.normal(size=(3, rows, width)) * np.geomspace(0.1, 10, width) + 50
+    labels = (random.random((3, 2, rows)) < 0.5).astype(np.int64)
+    folds = random.permutation(np.repeat(np.arange(4), [32, 27, 30, 31]))
+    trained = folds != np.arange(4)[:, None]
+    if kind == "nested":
+        trained = np.stack([trained[first] & trained[second] for first, second in itertools.combinations(range(4), 2)])
+    if kind == "irregular":
+        trained[0] &= folds != 1
+    if kind == "constant in a set":
+        features[:, :, 3] = folds == 2
+    if kind == "some at a time":
+        monkeypatch.setattr(systems, "CACHED_VALUES", 1)
+        monkeypatch.setattr(solver, "CHUNK_SCORES", 2 * 4 * 2 * rows)
+    monkeypatch.setattr(solver, "ACCURACY", 5e-7)
+    sets = TrainingSets.of(trained.astype(float), width)
+    assert (sets.blocks is None) == (kind == "irregular")
+    precision: Precision = "float64" if kind == "float64" else "mixed"
+    room = Room()
+    fit_shared(features[:, ::-1] + 7, labels, sets, 0.02, room=room)
+    found = fit_shared(features, labels, sets, 0.02, precision=precision, room=room)
+    assert (found.bounds <= 1e-8).all()
+    for at, used in enumerate(trained):
+        for design, problem in itertools.product(range(3), range(2)):
+            alone = fit(features[design, used], labels[design, problem, used], 0.02).logits(features[design])
+            np.testing.assert_allclose(found.scores[design, 2 * at + problem, 0], alone, rtol=1e-5, atol=1e-5)
+            assert not np.allclose(found.scores[design, (2 * at + problem + 2) % 8, 0], alone, atol=0.05)
+
+
+def test_blocks_arrange_rows_and_sum_over_them() -> None:
+    random = np.random.default_rng(0)
+    folds = random.permutation(np.repeat(np.arange(4), [80, 90, 81, 90]))
+    trained = folds != np.arange(4)[:, None]
+    made = blocks.blocks_of(trained.astype(float))
+    assert made is not None and made.length == 96 and sorted(made.filled) == [80, 81, 90, 90]
+    np.testing.assert_array_equal(made.rows, trained.sum(axis=1))
+    values = random.normal(size=(2, len(folds)))
+    arranged = made.arrange(values)  # designs, blocks, places
+    np.testing.assert_array_equal(arranged.reshape(2, -1)[:, made.place], values)
+    assert (arranged != 0).sum() == values.size
+    weights = random.normal(size=(2, 4 * 3, 1))  # four sets with three problems each
+    lines, others = (made.lines(weights, idle) * arranged.reshape(8, 1, -1) for idle in (False, True))
+    assert lines.shape == (8, 9, 96) and others.shape == (8, 3, 96)
+    np.testing.assert_allclose(made.rows_of(lines, others), weights * values[:, None])
+    expected = (weights * values[:, None] * np.repeat(trained, 3, axis=0)).sum(axis=2)
+    np.testing.assert_allclose(made.total(lines.sum(axis=2)), expected)
+    assert not np.allclose(made.total((lines[::-1]).sum(axis=2)), expected)
+    lines += 1
+    made.blank(lines)
+    assert (lines[0, :, made.filled[0] :] == 0).all() and (lines[0, :, : made.filled[0]] != 0).all()
+    for useless in (
+        np.ones((3, 200)),
+        trained * np.where(folds == 1, 2.0, 1.0),
+        trained[:, :200] * 1.0,
+        trained[:3] * 1.0,
+    ):
+        assert blocks.blocks_of(useless) is None  # one block; weights; few rows a block; a block that all sets use
+
+
+def test_memory_starts_with_a_cache_line_and_is_used_again() -> None:
+    room = Room()
+    first = room.array("a", (3, 5), np.float32)
+    first[:] = 1
+    for array in (first, room.array("b", (7,), np.float64), aligned((11, 2), np.float32)):
+        assert array.ctypes.data % LINE == 0 and array.flags.c_contiguous
+    again = room.array("a", (2, 5), np.float32)
+    assert np.shares_memory(again, first) and (again == 1).all()
+    assert not np.shares_memory(room.array("a", (300, 5), np.float32), first)  # too small
 
 
 def test_certificate_bounds_the_true_distance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +282,7 @@ def test_refuses_what_it_cannot_probe() -> None:
         fit(features, labels, 0.01)
     for fitted in (np.arange(50) != 3, np.arange(50) >= 0):  # a row that is only scored must have a score, too
         with pytest.raises(ValueError, match="nan"):
-            fit_shared(features[None], labels[None, None], fitted[None].astype(float), 0.01)
+            fit_shared(features[None], labels[None, None], TrainingSets.of(fitted[None].astype(float), 5), 0.01)
 
 
 @pytest.mark.parametrize("rows", [100, 20])

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from levelt.probes.grid import Floats, Labels, fit_sets
+from levelt.probes.memory import Room
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def online_code(
     *,
     penalty: float,
     bound: float = 1e-8,
+    room: Room | None = None,
 ) -> Code:
     """Bits to send the labels block by block, each coded by probes fitted on all blocks before it.
 
@@ -63,6 +65,7 @@ def online_code(
         labels: 0 or 1, [targets, n].
         groups: rows of one group are sent in one block, [n].
         fractions: ends of the blocks as shares of the rows, rising; the last is 1.
+        penalty, bound, room: see `levelt.probes.solver.fit_shared`.
     """
     values = np.asarray(activations)
     _, codes = np.unique(np.asarray(groups), return_inverse=True)
@@ -79,7 +82,7 @@ def online_code(
             bits[~seen] += ends[block + 1] - ends[block]
         if not seen.any():
             continue
-        for layer, place, scores, _ in fit_sets(values, labels[seen], known[blocks], penalty, bound):
+        for layer, place, scores, _ in fit_sets(values, labels[seen], known[blocks], penalty, bound, room):
             new = order[ends[blocks[place]] : ends[blocks[place] + 1]]
             wrong = np.where(labels[seen][:, new] == 1, -1.0, 1.0) * scores[:, new]
             bits[seen, layer] += np.logaddexp(0, wrong).sum(axis=1) / np.log(2)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import numpy as np
 
 from levelt.probes.loss import Loss, Real
-from levelt.probes.spaces import Space
+from levelt.probes.spaces import Pull, Space
 
-LEARNT = (5, 15, 45)
+LEARNT = (3, 15, 45)
 """Descent iterations that teach the preconditioner where the losses have flattened."""
 
+LONGEST = 10.0
+"""Most of a direction that the next one keeps, in its units."""
 
-def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
-    """Nonlinear conjugate gradients from zero (Polak-Ribiere, Newton step lengths), until every gradient is small.
+
+def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> tuple[Real, Space | None]:
+    """Nonlinear conjugate gradients from zero (Dai and Yuan 1999, Newton step lengths), until every gradient is small.
 
     A step that passes the minimum along its line by more than it started before it is shortened by the secant rule.
 
@@ -25,79 +28,71 @@ def descend(space: Space, loss: Loss, tolerance: float, limit: int) -> Real:
         limit: most iterations.
 
     Returns:
-        Coefficients [designs, problems * outputs, width]. Whether they are good enough is for the caller to certify.
+        Coefficients [designs, problems * outputs, width], and the space with the preconditioner learnt last, if all
+        designs had it. Whether the coefficients are good enough is for the caller to certify.
     """
-    designs, problems, rows = loss.targets.shape
     kind = loss.targets.dtype
-    found = np.zeros((designs, problems, space.width), kind)
-    where = np.arange(designs)
-    coefficients, scores = found.copy(), np.zeros((designs, problems, rows), kind)
-    direction, ray, steepest = np.zeros_like(found), np.zeros_like(scores), np.zeros_like(found)
-    size: Real = np.ones((designs, problems // loss.outputs), kind)
-    slope = length = size
+    found = np.zeros((loss.designs, loss.problems * loss.outputs, space.width), kind)
+    where = np.arange(loss.designs)
+    coefficients, direction = found.copy(), np.zeros_like(found)
+    scores, ray, said, work = loss.room(4)
+    scores[:] = ray[:] = 0
+    size: Real = np.zeros((loss.designs, loss.problems), kind)
+    fall = length = size
+    kept: Real | float = 0.0
     best = mark = np.full_like(size, np.inf)
     floor = (1000 * tolerance) ** 2
-    starts, moved = np.ones(size.shape, dtype=bool), np.zeros(size.shape, dtype=bool)
     for iteration in range(limit):
-        said = loss.predict(scores)
+        said = loss.predict(scores, said)
         if iteration in LEARNT and (learnt := space.learn(loss, coefficients, scores, said)) is not None:
-            space, starts = learnt, np.ones_like(starts)
+            space, kept = learnt, 0.0
             best = mark = np.full_like(best, np.inf)  # sizes are measured by the preconditioner
-        before, old = steepest, size
-        pulled = space.pull(loss, coefficients, scores, loss.slopes(said))
-        _, steepest, image = pulled
-        size = space.along(loss, steepest, pulled)
-        passed = space.along(loss, direction, pulled)
-        wild = (passed > -slope) & moved
-        if back := bool(wild.any()):  # these are where nobody has looked: they stay for an iteration, and start anew
-            shift = loss.each(np.where(wild, length * slope / (slope - passed + (~wild)) - length, 0).astype(kind))
-            coefficients += shift * direction
-            scores += shift * ray
+        pulled, old = space.pull(loss, coefficients, scores, loss.slopes(said, work)), size
+        size, passed = space.along(loss, pulled.steepest, pulled), space.along(loss, direction, pulled)
+        wild = (passed > fall) & (length > 0)
+        if back := bool(np.count_nonzero(wild)):  # these are where nobody has looked: they stay, and start anew
+            shift = np.where(wild, length * fall / (fall + passed + (~wild)) - length, 0).astype(kind)
+            coefficients += loss.each(shift) * direction
+            scores += loss.each_row(shift) * ray
             size = np.where(wild, old, size)
-        ended = size <= tolerance**2
         best = np.minimum(best, size)
+        if not np.count_nonzero(size > tolerance**2):
+            break
         if iteration % 8 == 7:
             # rounding lets it get no closer: far from the best, or not much nearer than 8 iterations ago
-            ended |= ((size > 100 * best) | (size > 0.25 * mark)) & (best <= floor)
-            mark = best
-        if ended.all():
-            break
-        if iteration % 8 == 7 and (done := ended.all(axis=1)).mean() >= 0.25:  # go on with the others only
-            found[where[done]] = coefficients[done]
-            left = np.logical_not(done)
-            where, space, loss = where[left], space.part(left), loss.part(left)
-            coefficients, scores, said = coefficients[left], scores[left], said[left]
-            pulled = pulled[0][left], pulled[1][left], pulled[2][left]
-            _, steepest, image = pulled
-            size, best, mark, starts, wild = size[left], best[left], mark[left], starts[left], wild[left]
-            direction, ray, before, old = direction[left], ray[left], before[left], old[left]
-        beta = (size - space.along(loss, before, pulled)) / np.maximum(old, 1e-30)
-        factor = loss.each(np.where(starts, 0, np.minimum(np.maximum(beta, 0), 10)))  # np.clip is slow on short arrays
-        direction *= factor
-        direction -= steepest
-        ray *= factor
-        ray -= image
-        slope = space.along(loss, direction, pulled)
-        lost = (slope >= 0) & (size > 0)
-        if lost.any():
-            chosen = loss.each(lost)
-            direction, ray = np.where(chosen, -steepest, direction), np.where(chosen, -image, ray)
-            slope = np.where(lost, -size, slope)
+            ended = (size <= tolerance**2) | (((size > 100 * best) | (size > 0.25 * mark)) & (best <= floor))
+            mark, done = best, np.asarray(ended.all(axis=1))
+            ready = np.count_nonzero(done)
+            if ready == done.size:
+                break
+            if ready >= 0.25 * done.size:  # go on with the others only
+                found[where[done]] = coefficients[done]
+                left = np.logical_not(done)
+                space, pulled = space.part(loss, left), pulled.part(left)
+                scores, said, ray = loss.some(scores, left), loss.some(said, left), loss.some(ray, left)
+                where, loss, work = where[left], loss.part(left), np.empty_like(scores)
+                coefficients, direction = coefficients[left], direction[left]
+                size, best, mark, wild = size[left], best[left], mark[left], wild[left]
+                passed, fall, kept = passed[left], fall[left], np.broadcast_to(kept, old.shape)[left]
+        factor = np.minimum(size / np.maximum(passed + fall, 1e-30), kept)
+        direction *= loss.each(factor)
+        direction -= pulled.steepest
+        fall = size - factor * passed
+        ray = space.ray(loss, direction, ray, factor, pulled)
         stiff, least = space.stiffness(loss, direction, ray)
-        length = -slope / np.maximum(stiff + loss.dot(loss.bend(loss.curvature(said), ray), ray), least + 1e-38)
+        bent = loss.bend(loss.curvature(said, work), ray, work)
+        length = fall / np.maximum(stiff + loss.over_rows(bent, ray), least + 1e-38)
+        kept = LONGEST
         if back:
-            length = np.where(wild, 0, length)
-        starts, moved = wild, ~wild
-        step = loss.each(length.astype(kind, copy=False))
-        coefficients += step * direction
-        scores += step * ray
+            length, kept = np.where(wild, 0, length), np.where(wild, 0, LONGEST)
+        step = length.astype(kind, copy=False)
+        coefficients += loss.each(step) * direction
+        scores += np.multiply(ray, loss.each_row(step), out=work)
     found[where] = coefficients
-    return found
+    return found, space if len(where) == len(found) else None
 
 
-def newton_step(
-    space: Space, loss: Loss, said: Real, pulled: tuple[Real, Real, Real], accuracy: Real, limit: int
-) -> Real:
+def newton_step(space: Space, loss: Loss, said: Real, pulled: Pull, accuracy: Real, limit: int) -> Real:
     """The Newton step at a point, to a relative ``accuracy``, by linear conjugate gradients.
 
     Args:
@@ -108,26 +103,23 @@ def newton_step(
     Returns:
         The step (to be added), [designs, problems * outputs, width].
     """
-    step, curvature = np.zeros_like(pulled[0]), loss.curvature(said)
-    rest = (-pulled[0], -pulled[1], -pulled[2])
-    size = space.along(loss, rest[1], rest)
-    goal = accuracy**2 * size
-    direction, ray = rest[1].copy(), rest[2].copy()
-    going = size > 0
+    curvature, ray, work = loss.room(3)
+    curvature, rest, step = loss.curvature(said, curvature), pulled, np.zeros_like(pulled.gradient)
+    ray[:] = 0
+    size, factor = space.along(loss, rest.steepest, rest), np.zeros(accuracy.shape, said.dtype)
+    goal, direction = accuracy**2 * size, -rest.steepest
     for _ in range(limit):
-        curved = space.pull(loss, direction, ray, loss.bend(curvature, ray))
+        ray = space.ray(loss, direction, ray, factor, rest)
+        curved = space.pull(loss, direction, ray, loss.bend(curvature, ray, work))
         along = space.along(loss, direction, curved)
-        going &= (size > goal) & (along > 1e-6 * size)
-        length = loss.each(np.where(going, size / np.where(going, along, 1), 0).astype(step.dtype))
-        step += length * direction
-        for left, part in zip(rest, curved, strict=True):
-            left -= length * part
-        old, size = size, space.along(loss, rest[1], rest)
-        if not going.any() or (size <= goal).all():
+        going = (along > 1e-6 * size) & (size > 0)  # else rounding is all there is
+        length = np.where(going, size / np.where(going, along, 1), 0).astype(step.dtype)
+        step += loss.each(length) * direction
+        rest = rest.plus(loss.each(length), curved)
+        old, size = size, space.along(loss, rest.steepest, rest)
+        if not np.count_nonzero((size > goal) & going):
             break
-        factor = loss.each(np.where(going, size / np.where(going, old, 1), 0).astype(step.dtype))
-        direction *= factor
-        direction += rest[1]
-        ray *= factor
-        ray += rest[2]
+        factor = np.where(going, size / np.where(going, old, 1), 0).astype(step.dtype)
+        direction *= loss.each(factor)
+        direction -= rest.steepest
     return step

@@ -9,13 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from levelt.probes.solver import Batch, fit_batch, fit_shared, standardise
+from levelt.probes.designs import TrainingSets, standardise
+from levelt.probes.memory import Room
+from levelt.probes.solver import Batch, fit_batch, fit_shared
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.integer]
 
 CHUNK_VALUES = 260_000
 """Feature values of the designs solved together: a megabyte in float32, which stays in a core's cache."""
+
+CHUNK_SHARED, ARRAYS = 900_000, 6
+"""Feature values of designs with the same training sets that are prepared and certified together, and values of so many
+arrays of their scores: enough that what this costs once is small beside them."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,12 @@ def designs_of(activations: npt.ArrayLike, trained: npt.ArrayLike) -> Iterator[t
 
 
 def fit_sets(
-    activations: npt.ArrayLike, labels: Labels, trained: npt.NDArray[np.bool_], penalty: float, bound: float
+    activations: npt.ArrayLike,
+    labels: Labels,
+    trained: npt.NDArray[np.bool_],
+    penalty: float,
+    bound: float,
+    room: Room | None = None,
 ) -> Iterator[tuple[int, int, Floats, Floats]]:
     """Probes of every layer on every training set.
 
@@ -68,13 +79,14 @@ def fit_sets(
         activations: [n, layers, d].
         labels: 0 or 1, [targets, n].
         trained: training rows, [sets, n].
+        penalty, bound, room: see `levelt.probes.solver.fit_shared`.
 
     Yields:
         layer, training set, log-odds of class 1 of all rows [targets, n], certificates [targets].
     """
     values = np.asarray(activations)
     large = 2 * trained.sum(axis=1) >= trained.shape[1]
-    for layers, found in _shared(values, labels, trained[large], penalty, bound):
+    for layers, found in _shared(values, labels, trained[large], penalty, bound, room or Room()):
         for place, layer in enumerate(layers):
             scores = found.scores[place, :, 0].reshape(-1, *labels.shape)
             bounds = found.bounds[place].reshape(-1, len(labels))
@@ -93,22 +105,30 @@ def fit_sets(
 
 
 def _shared(
-    values: npt.NDArray[Any], labels: Labels, trained: npt.NDArray[np.bool_], penalty: float, bound: float
+    values: npt.NDArray[Any], labels: Labels, trained: npt.NDArray[np.bool_], penalty: float, bound: float, room: Room
 ) -> Iterator[tuple[range, Batch]]:
     """Probes of every layer, a chunk of layers at a time, on training sets that have most rows in common."""
     if not len(trained):
         return
     rows, layers, width = values.shape
-    together = max(1, CHUNK_VALUES // (rows * width))
-    for start in range(0, layers, together):
-        part = range(start, min(start + together, layers))
+    sets = TrainingSets.of(trained.astype(np.float64), width)
+    size = rows * (width + ARRAYS * len(labels) * len(trained))
+    parts = -(-layers // max(1, CHUNK_SHARED // size))
+    for number in range(parts):
+        part = range(layers * number // parts, layers * (number + 1) // parts)
         features = values[:, part.start : part.stop].transpose(1, 0, 2)
         targets = np.broadcast_to(labels, (len(part), *labels.shape))
-        yield part, fit_shared(features, targets, trained.astype(np.float64), penalty, bound)
+        yield part, fit_shared(features, targets, sets, penalty, bound, room=room)
 
 
 def out_of_fold(
-    activations: npt.ArrayLike, labels: Labels, assignments: Labels, *, penalty: float, bound: float = 1e-8
+    activations: npt.ArrayLike,
+    labels: Labels,
+    assignments: Labels,
+    *,
+    penalty: float,
+    bound: float = 1e-8,
+    room: Room | None = None,
 ) -> OutOfFold:
     """Probe every layer for every target, leaving out each fold in turn.
 
@@ -116,7 +136,7 @@ def out_of_fold(
         activations: [n, layers, d].
         labels: 0 or 1, [targets, n].
         assignments: test fold of every row in each repeat, [repeats, n] (see `levelt.probes.folds`).
-        penalty, bound: see `levelt.probes.solver.fit`.
+        penalty, bound, room: see `levelt.probes.solver.fit_shared`.
 
     Raises:
         ConvergenceError, ValueError: from fitting, unchanged.
@@ -125,7 +145,7 @@ def out_of_fold(
     tested = held_out_rows(assignments)
     logits = np.full((len(labels), len(assignments), *values.shape[:2]), np.nan)
     bounds = np.zeros((len(labels), values.shape[1]))
-    for layer, cut, scores, certified in fit_sets(values, labels, ~tested, penalty, bound):
+    for layer, cut, scores, certified in fit_sets(values, labels, ~tested, penalty, bound, room):
         rows = tested[cut]
         repeat = cut * len(assignments) // len(tested)
         logits[:, repeat, rows, layer] = scores[:, rows]

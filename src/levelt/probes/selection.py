@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from levelt.probes.grid import Floats, Labels, OutOfFold, fit_sets
+from levelt.probes.memory import Room
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,13 @@ class Chosen:
 
 
 def out_of_fold_chosen(
-    activations: npt.ArrayLike, labels: Labels, assignments: Labels, *, penalties: Sequence[float], bound: float = 1e-8
+    activations: npt.ArrayLike,
+    labels: Labels,
+    assignments: Labels,
+    *,
+    penalties: Sequence[float],
+    bound: float = 1e-8,
+    room: Room | None = None,
 ) -> Chosen:
     """As `levelt.probes.grid.out_of_fold`, with the penalty of least log-loss in inner folds.
 
@@ -31,7 +38,7 @@ def out_of_fold_chosen(
     Raises:
         ValueError: fewer than three folds, or no penalty.
     """
-    values = np.asarray(activations)
+    values, room = np.asarray(activations), room or Room()
     targets, (repeats, rows), layers = len(labels), assignments.shape, values.shape[1]
     folds = int(assignments.max()) + 1
     if folds < 3 or not len(penalties):
@@ -47,7 +54,7 @@ def out_of_fold_chosen(
         losses = np.zeros((len(penalties), targets, folds, layers))
         without = np.stack([(assignment != first) & (assignment != second) for first, second in pairs])
         for at, penalty in enumerate(penalties):
-            for layer, pair, scores, _ in fit_sets(values, labels, without, penalty, bound):
+            for layer, pair, scores, _ in fit_sets(values, labels, without, penalty, bound, room):
                 loss = np.logaddexp(0, -signs * scores)
                 first, second = pairs[pair]
                 losses[at, :, second, layer] += loss[:, assignment == first].sum(axis=1)
@@ -56,7 +63,7 @@ def out_of_fold_chosen(
         chosen[:, repeat] = np.asarray(penalties)[best]
         tested = assignment == np.arange(folds)[:, None]
         for at in np.unique(best):
-            for layer, fold, scores, certified in fit_sets(values, labels, ~tested, penalties[at], bound):
+            for layer, fold, scores, certified in fit_sets(values, labels, ~tested, penalties[at], bound, room):
                 mine = best[:, fold, layer] == at
                 logits[np.ix_(mine, [repeat], tested[fold], [layer])] = scores[mine][:, None, tested[fold], None]
                 bounds[mine, layer] = np.maximum(bounds[mine, layer], certified[mine])

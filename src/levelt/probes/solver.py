@@ -13,13 +13,17 @@ not get there is solved again with everything in float64 (``precision="float64"`
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from levelt.probes.loss import Loss
+from levelt.probes.blocks import Blocks
+from levelt.probes.designs import Start, TrainingSets, is_tall, relative, standardise, standardise_shared
+from levelt.probes.loss import Loss, unit_of
+from levelt.probes.memory import Room
 from levelt.probes.systems import DESCENT, FlatSystem, Point, System, TallSystem
 
 Floats = npt.NDArray[np.float64]
@@ -32,9 +36,6 @@ more than twice as much its design is solved again in float64."""
 CLOSENESS, CLOSEST = 0.6, (1e-3, 0.1)
 """A Newton step is solved to this share of what is left to gain, in a relative residual of no less and no more than
 these."""
-
-FLAT_WIDTH = 192
-"""Features up to which designs are solved along their features, in batches, even if they have fewer rows."""
 
 CHUNK_SCORES = 200_000
 """Scores of tall designs computed together, if one design has fewer: few enough for a core's cache."""
@@ -118,39 +119,6 @@ def fit(
     return Probe(unscaled, found.intercepts[0, 0] - unscaled @ centre[0], float(found.bounds[0, 0]))
 
 
-def standardise(features: Floats, rows: Floats) -> tuple[Floats, Floats, Floats]:
-    """Features with mean 0 and variance 1 over weighted rows; a feature that is constant there becomes 0.
-
-    Args:
-        features: [d, n] (a column per row of data: sums run along the last axis).
-        rows: row weights of each design, [designs, n], summing to 1.
-
-    Returns:
-        (standardised [designs, d, n], centres [designs, d], spreads [designs, d]).
-
-    Raises:
-        ValueError: a feature is not finite.
-    """
-    if not np.isfinite(features).all():
-        raise ValueError("features contain nan or infinity")
-    middle = features.mean(axis=1)  # taken off first, so that squares cannot cancel
-    values = features - middle[:, None]
-    centre = rows @ values.T
-    spread, constant = _spreads(rows @ (values**2).T, centre, middle)
-    scale = np.where(constant, 0.0, 1 / np.where(constant, 1.0, spread))
-    design = values[None] - centre[:, :, None]
-    design *= scale[:, :, None]
-    return design, middle + centre, np.where(constant, 1.0, spread)
-
-
-def _spreads(squares: Floats, centre: Floats, middle: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Standard deviations from means of squares and means, and whether the feature is constant as far as the rounding
-    of both can tell; ``middle`` was taken off before."""
-    variance = squares - centre**2
-    spread = np.sqrt(np.maximum(variance, 0))
-    return spread, (variance <= 1e-13 * squares) | (spread <= 1e-12 * np.maximum(1.0, np.abs(middle + centre)))
-
-
 def fit_batch(
     designs: Floats,
     targets: npt.NDArray[np.integer],
@@ -183,13 +151,14 @@ def fit_batch(
 def fit_shared(
     features: npt.ArrayLike,
     targets: npt.NDArray[np.integer],
-    rows: Floats,
+    sets: TrainingSets,
     penalty: float,
     bound: float = 1e-8,
     *,
     precision: Precision = "mixed",
+    room: Room | None = None,
 ) -> Batch:
-    """Fit every problem on every one of several sets of training rows that are much alike, as those of folds are.
+    """Fit every problem on every one of several sets of training rows that are much alike.
 
     Features are standardised by each set's own rows, as if each had been a design of its own; but what all sets have in
     common is computed once: the products of the features that precondition them.
@@ -197,8 +166,9 @@ def fit_shared(
     Args:
         features: of each design, [designs, n, d]; not standardised.
         targets: classes 0 and 1, [designs, problems, n].
-        rows: row weights, [sets, n].
+        sets: of the n rows, for d features.
         penalty, bound, precision: see `fit`.
+        room: for arrays of the size of the features, for which many fits may share it.
 
     Returns:
         The sets' problems one set after the other, [designs, sets * problems]; weights and intercepts are those of
@@ -207,26 +177,19 @@ def fit_shared(
     Raises:
         ConvergenceError, ValueError: see `fit`.
     """
-    ever = np.asarray((rows > 0).any(axis=0))
-    values = np.array(features, dtype=np.float64)
-    others = values[:, ~ever]
-    if not ever.all():
-        values, targets, rows = values[:, ever], targets[:, :, ever], rows[:, ever]
-    middle = values.mean(axis=1, keepdims=True)  # taken off first, so that squares cannot cancel
-    if not (np.isfinite(middle).all() and np.isfinite(others).all()):
+    values, rows, blocks, every = np.asarray(features), sets.rows, sets.blocks, bool(sets.ever.all())
+    others = values[:, ~sets.ever]
+    if not every:
+        values, targets = values[:, sets.ever], targets[:, :, sets.ever]
+    kind = np.float32 if precision == "mixed" else np.float64
+    made = standardise_shared(values, sets, unit_of(1), kind, room or Room())
+    if not (np.isfinite(made.means).all() and np.isfinite(others).all()):
         raise ValueError("features contain nan or infinity")
-    values -= middle
-    share = rows / rows.sum(axis=1, keepdims=True)
-    centres = share @ values
-    squares = np.stack([share @ np.square(design) for design in values])  # a square at a time stays in the cache
-    deviations, constant = _spreads(squares, centres, middle)
-    overall, useless = _spreads(squares.mean(axis=1, keepdims=True), centres.mean(axis=1, keepdims=True), middle)
-    factor = np.where(useless, 0.0, 1 / np.where(useless, 1.0, overall))
-    values *= factor
-    scales = np.where(constant | useless, 0.0, overall / np.where(constant, 1.0, deviations))
-    repeated = np.broadcast_to(rows, (len(values), *rows.shape))
-    found = _fit(values.transpose(0, 2, 1), targets, repeated, scales, penalty, bound, 2, precision)
-    return found if ever.all() else _with_others(found, ever, ((others - middle) * factor).transpose(0, 2, 1))
+    factors = made.factors if sets.tall else None
+    found = _fit(
+        made.designs, targets, rows[None], made.scales, penalty, bound, 2, precision, blocks, factors, made.start
+    )
+    return found if every else _with_others(found, sets.ever, ((others - made.means) * made.factors).transpose(0, 2, 1))
 
 
 def _with_others(found: Batch, ever: npt.NDArray[np.bool_], designs: Floats) -> Batch:
@@ -248,8 +211,12 @@ def _fit(
     bound: float,
     classes: int,
     precision: Precision,
+    blocks: Blocks | None = None,
+    factors: Floats | None = None,
+    start: Start | None = None,
 ) -> Batch:
-    """``rows`` are [designs, sets, n], each in some set; ``scales`` turn ``designs`` into the features of each set."""
+    """``rows`` are [designs or 1, sets, n], each in some set; ``scales`` turn features into those of each set, and
+    ``factors`` [designs, 1, d] turn ``designs`` into features, if they are not yet."""
     used = rows > 0
     at = np.stack([targets == label for label in range(classes)]).astype(np.float32)  # classes, designs, problems, n
     found_in = at @ used.astype(np.float32).transpose(0, 2, 1)
@@ -259,22 +226,29 @@ def _fit(
         raise ValueError(f"labels must contain {wanted} among the training rows; {missing} missing")
     count, problems, length = targets.shape
     sets = rows.shape[1]
-    repeated = np.broadcast_to(targets[:, None], (count, sets, problems, length)).reshape(count, -1, length)
-    relative = rows * (used.sum(axis=2) / rows.sum(axis=2))[:, :, None]  # 1 where all count the same
-    if sets > 1:
-        relative = np.repeat(relative, problems, axis=1)
-        scales = np.repeat(scales, problems, axis=1)
-    if classes == 2:
-        loss = Loss(2.0 * repeated - 1.0, 1, relative)
+    if blocks is not None:
+        signs = blocks.arrange(2.0 * targets - 1.0).transpose(0, 2, 1, 3)  # designs, blocks, problems, places
+        active = blocks.sets.shape[1]
+        repeated = np.repeat(signs[:, :, None], active, axis=2)
+        loss = Loss(repeated.reshape(len(designs), active * problems, -1), 1, None, blocks)
     else:
-        hot = (repeated[:, :, None, :] == np.arange(classes)[:, None]).astype(np.float64)
-        loss = Loss(hot.reshape(count, -1, length), classes, relative)
-    if classes > 2 and sets > 1:
-        scales = np.repeat(scales, classes, axis=1)
-    found, near = _solve(designs, loss, scales, penalty, np.float32 if precision == "mixed" else np.float64)
+        repeated = np.broadcast_to(targets[:, None], (count, sets, problems, length)).reshape(count, -1, length)
+        weights = np.broadcast_to(relative(rows), (count, sets, length))
+        if sets > 1:
+            weights = np.repeat(weights, problems, axis=1)
+        if classes == 2:
+            loss = Loss(2.0 * repeated - 1.0, 1, weights)
+        else:
+            hot = (repeated[:, :, None, :] == np.arange(classes)[:, None]).astype(np.float64)
+            loss = Loss(hot.reshape(count, -1, length), classes, weights)
+    if sets > 1:
+        scales = np.repeat(scales, problems * (1 if classes == 2 else classes), axis=1)
+    kind = np.float32 if precision == "mixed" else np.float64
+    found, near = _solve(designs, loss, scales, factors, penalty, kind, start)
     late = np.asarray(~(found.bounds <= np.minimum(bound, near)).all(axis=1))
     if late.any() and precision == "mixed":
-        again, _ = _solve(designs[late], loss.part(late), scales[late], penalty, np.float64)
+        of_late = None if factors is None else factors[late]
+        again, _ = _solve(loss.some(designs, late), loss.part(late), scales[late], of_late, penalty, np.float64)
         for name in ("weights", "intercepts", "scores", "bounds"):
             getattr(found, name)[late] = getattr(again, name)
     worst = float(found.bounds.max())
@@ -287,15 +261,23 @@ def _fit(
     return found
 
 
-def _solve(designs: Floats, loss: Loss, scales: Floats, penalty: float, kind: npt.DTypeLike) -> tuple[Batch, Floats]:
-    assert loss.rows is not None
-    tall = designs.shape[1] <= max(FLAT_WIDTH, (loss.rows > 0).sum(axis=2).max())
-    at_once = max(1, CHUNK_SCORES // loss.targets[0].size) if tall else 1  # wide designs are big enough alone
-    system = TallSystem if tall else FlatSystem
+def _solve(
+    designs: Floats,
+    loss: Loss,
+    scales: Floats,
+    factors: Floats | None,
+    penalty: float,
+    kind: npt.DTypeLike,
+    start: Start | None = None,
+) -> tuple[Batch, Floats]:
+    tall = loss.rows is None or is_tall(designs.shape[1], loss.rows)
+    at_once = max(1, CHUNK_SCORES * loss.designs // loss.targets.size) if tall else 1  # wide ones are big enough alone
     found = []
-    for start in range(0, len(designs), at_once):
-        part = slice(start, start + at_once)
-        found.append(_solve_system(system, designs[part], loss.part(part), scales[part], penalty, kind))
+    for first in range(0, loss.designs, at_once):
+        part = slice(first, first + at_once)
+        some, of_some = loss.some(designs, part), None if factors is None else factors[part]
+        started = None if start is None else start.part(loss, part)
+        found.append(_solve_some(tall, some, loss.part(part), scales[part], of_some, penalty, kind, started))
     if len(found) == 1:
         return found[0]
     fields = ("weights", "intercepts", "scores", "bounds")
@@ -303,38 +285,44 @@ def _solve(designs: Floats, loss: Loss, scales: Floats, penalty: float, kind: np
     return batch, np.concatenate([near for _, near in found])
 
 
-def _solve_system(
-    kind_of_system: type[TallSystem] | type[FlatSystem],
+def _solve_some(
+    tall: bool,
     designs: Floats,
     loss: Loss,
     scales: Floats,
+    factors: Floats | None,
     penalty: float,
     kind: npt.DTypeLike,
+    start: Start | None,
 ) -> tuple[Batch, Floats]:
     """Descent, then Newton steps with exact gradients; a step that made a gradient longer is halved.
 
     Returns:
         The probes, and the bounds below which each counts as finished.
     """
-    assert loss.rows is not None
-    even = bool((loss.rows == 1).all())
-    low = Loss(loss.targets.astype(kind), loss.outputs, None if even else loss.rows.astype(kind))
-    system: System = kind_of_system(designs, loss, low, scales, penalty)
-    most = float((loss.rows > 0).sum(axis=2).max())
-    parameters, intercepts = system.descend(DESCENT * most**0.5, STEPS)
+    even = loss.rows is None or bool((loss.rows == 1).all())
+    low = dataclasses.replace(loss, rows=None if even else loss.rows).astype(kind)
+    system: System = (
+        TallSystem(designs, loss, low, scales, penalty, factors, start)
+        if tall
+        else FlatSystem(designs, loss, low, scales, penalty)
+    )
+    parameters, intercepts = system.descend(DESCENT * float(loss.counts.max()) ** 0.5, STEPS)
     anchor, moves = (parameters, intercepts), (parameters, intercepts)
     reached, factor = np.array(np.inf), np.array(1.0)
     rounds = ROUNDS[np.dtype(kind).type]
     for number in range(rounds + 1):
         weights = system.weights(parameters)
-        scores = (weights * (scales / loss.unit)) @ designs
-        scores += intercepts
-        said, shift = settle(loss, scores)
-        intercepts = intercepts + shift
-        slopes = loss.slopes(said)
+        scores = _scores(loss, designs, weights * system.reach, intercepts)
+        if last := number > 0 or rounds == 0:
+            said, shift = settle(loss, scores)
+            intercepts = intercepts + shift
+        else:  # the first step moves the intercepts, too
+            said = loss.predict(scores, loss.room(1)[0])
+        slopes = loss.slopes(said, loss.room(1)[0])
         full = system.gradient(slopes, parameters)
         size, norm = loss.dot(full, full), loss.dot(weights, weights)
-        if number == rounds or (size <= (ACCURACY * penalty) ** 2 * norm + 1e-28).all():
+        if last and (number == rounds or (size <= (ACCURACY * penalty) ** 2 * norm + 1e-28).all()):
             break
         goal = CLOSENESS * ACCURACY * penalty * np.sqrt(norm / np.maximum(size, 1e-300))
         at = Point(parameters, intercepts, scores, said)
@@ -350,6 +338,9 @@ def _solve_system(
             anchor, moves = (parameters, intercepts), fresh
         length = loss.each(factor)
         parameters, intercepts = anchor[0] + length * moves[0], anchor[1] + length * moves[1]
+    if (blocks := loss.blocks) is not None:
+        others = blocks.lines(weights * system.reach, idle=True) @ designs + blocks.lines(intercepts, idle=True)
+        scores = blocks.rows_of(scores, others)
     found = Batch(
         loss.split(weights * scales),
         loss.split(loss.unit * intercepts)[..., 0],
@@ -359,34 +350,45 @@ def _solve_system(
     return found, (2 * ACCURACY) ** 2 * penalty / 2 * norm + 1e-28 / penalty
 
 
+def _scores(loss: Loss, designs: Floats, weights: Floats, intercepts: Floats) -> Floats:
+    """Of what there is of each row; 0 at the empty places of blocks."""
+    scores: Floats = loss.room(1)[0]
+    np.matmul(loss.lines(weights), designs, out=scores)
+    scores += loss.lines(intercepts)
+    if loss.blocks is not None:
+        loss.blocks.blank(scores)
+    return scores
+
+
 def settle(loss: Loss, scores: Floats) -> tuple[Floats, Floats]:
     """Move the intercepts to their optimum for fixed weights (Newton), in ``scores`` too.
 
     Returns:
-        (predictions there, how far each intercept was moved, in scores).
+        (predictions there, how far each intercept was moved, in scores: [designs, problems * outputs, 1]).
     """
-    assert loss.rows is not None
-    counts = loss.rows.sum(axis=2)[:, :, None, None]
-    several = loss.outputs > 1 and loss.rows.shape[1] > 1
-    rows = np.repeat(loss.rows, loss.outputs, axis=1) if several else loss.rows
-    wanted = np.vecdot(loss.targets, rows)
-    moved = np.zeros((*scores.shape[:2], 1))
-    said = loss.predict(scores)
+    counts = loss.counts[:, :, None, None]
+    weighted = loss.weigh(loss.targets.copy()) if loss.rows is not None else loss.targets
+    wanted = loss.sums(weighted)
+    moved = np.zeros((*wanted.shape, 1))
+    said = loss.predict(scores, loss.room(1)[0])
     for _ in range(100):
-        slope = loss.split((np.vecdot(said, rows) - wanted)[:, :, None]) / counts
+        weighted = loss.weigh(said.copy()) if loss.rows is not None else said
+        slope = loss.split((loss.sums(weighted) - wanted)[:, :, None]) / counts
         if np.abs(slope).max() < SETTLED:
             break
         if loss.outputs == 1:
-            curvature = 1 - np.vecdot(said * rows, said)[:, :, None, None] / counts
+            curvature = 1 - loss.over_rows(weighted, said)[:, :, None, None] / counts
             move = slope / np.maximum(curvature, 1e-300)
         else:
             split = loss.split(said)
-            weighted = split * loss.rows[:, :, None]
-            curvature = weighted.sum(axis=3)[..., None] * np.eye(loss.outputs) - weighted @ split.transpose(0, 1, 3, 2)
+            spread = loss.split(weighted)
+            curvature = spread.sum(axis=3)[..., None] * np.eye(loss.outputs) - spread @ split.transpose(0, 1, 3, 2)
             slope *= loss.unit
             move = np.linalg.solve(2 * curvature / counts + 1, slope)  # + 1: all scores of a row may move together
         shift = -np.clip(move, -2, 2).reshape(moved.shape)
         moved += shift
-        scores += shift
-        said = loss.predict(scores)
+        scores += loss.lines(shift)
+        if loss.blocks is not None:
+            loss.blocks.blank(scores)
+        said = loss.predict(scores, said)
     return said, moved

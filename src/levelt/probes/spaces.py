@@ -7,29 +7,56 @@ X'X/2 + penalty, which is nearer to most Hessians, makes features of any spectru
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from functools import cache, cached_property
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import get_lapack_funcs
+from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
 from levelt.probes.loss import Loss, Real
 
-UNPACKED = 1_000_000
+UNPACKED, UNPACKED_SUMS = 1_000_000, 1200
 """Multiplications up to which OpenBLAS (with AVX-512) reads a product's operands where they lie instead of copying them
-first: 1.5 times as fast for a dozen problems."""
+first, 1.5 to 2 times as fast for a dozen problems; and the values that sums over rows may have for that."""
 
-SHORTEST = 256
-"""Rows of a product below which calling it costs more than that gains."""
+SHORTEST, FEWEST = 256, 6
+"""Rows and lines of a product below which calling it costs more than that gains."""
+
+HALVED = 64, 256
+"""Rows of matrices whose inverse is put together from those of halves."""
 
 TYPICAL = np.float32(0.5)
 """Curvature of a typical row's loss, of the 1 it has at most: what preconditioners of tall designs take it for."""
 
 FLATTENED = 0.2
 """Mean curvature of a problem's losses below which `TYPICAL` is too far from it."""
+
+
+class Pull(NamedTuple):
+    """Where the objective pulls coefficients.
+
+    Attributes:
+        gradient: of the whole objective, [designs, problems * outputs, width].
+        steepest: what the preconditioner makes of it.
+        image: scores of that, where the space needs them anyway.
+    """
+
+    gradient: Real
+    steepest: Real
+    image: Real | None = None
+
+    def plus(self, length: Real, other: Pull) -> Pull:
+        """The sum with so much of another."""
+        image = None if self.image is None or other.image is None else self.image + length * other.image
+        return Pull(self.gradient + length * other.gradient, self.steepest + length * other.steepest, image)
+
+    def part(self, designs: npt.NDArray[Any] | slice) -> Pull:
+        """That of some designs."""
+        image = None if self.image is None else self.image[designs]
+        return Pull(self.gradient[designs], self.steepest[designs], image)
 
 
 class Space(Protocol):
@@ -39,12 +66,15 @@ class Space(Protocol):
     def width(self) -> int:
         """Coefficients per output."""
 
-    def pull(self, loss: Loss, coefficients: Real, scores: Real, slopes: Real) -> tuple[Real, Real, Real]:
-        """At coefficients with these scores, and a loss with these slopes in the scores: the gradient of the whole
-        objective, what the preconditioner makes of it, and the scores of that."""
+    def pull(self, loss: Loss, coefficients: Real, scores: Real, slopes: Real) -> Pull:
+        """The gradient at coefficients with these scores, and a loss with these slopes in the scores."""
 
-    def along(self, loss: Loss, vector: Real, pulled: tuple[Real, Real, Real]) -> Real:
+    def along(self, loss: Loss, vector: Real, pulled: Pull) -> Real:
         """Inner products [designs, problems] of a vector of coefficients and a gradient."""
+
+    def ray(self, loss: Loss, vector: Real, ray: Real, factor: Real, pulled: Pull) -> Real:
+        """Scores of a vector that was ``factor`` [designs, problems] times another with scores ``ray``, which may be
+        overwritten, minus the preconditioned gradient."""
 
     def stiffness(self, loss: Loss, vector: Real, ray: Real) -> tuple[Real, Real]:
         """How much the penalty curves along a vector with scores ``ray``, and the least to divide by."""
@@ -52,8 +82,8 @@ class Space(Protocol):
     def learn(self, loss: Loss, coefficients: Real, scores: Real, said: Real) -> Space | None:
         """The same with a preconditioner for Hessians near these coefficients, or None if it knows no better one."""
 
-    def part(self, designs: npt.NDArray[Any] | slice) -> Space:
-        """The coefficients of some designs."""
+    def part(self, loss: Loss, designs: npt.NDArray[Any] | slice) -> Space:
+        """The coefficients of some of the designs of a loss."""
 
 
 @dataclass(frozen=True)
@@ -61,50 +91,48 @@ class Gram:
     """What all problems of a design have in common.
 
     Attributes:
-        products: X'X of the features and a last column of ones, [designs, width, width]; of features with mean 0.
-        ridge: what the penalty adds to its diagonal, [designs, width].
-        inverse: of ``TYPICAL`` times the products plus the ridge, [designs, width, width].
+        square: X'X of the features, which have mean 0, [designs, width - 1, width - 1].
+        counts: rows of a problem, [designs], which is the same of the column of ones.
+        ridge: what the penalty adds to the diagonal, [designs, width].
+        inverse: of ``TYPICAL`` times that of the features, plus the ridge, and of the counts, [designs, width, width].
         known: `principal`, where it was computed before.
     """
 
-    products: Real
+    square: Real
+    counts: Real
     ridge: Real
     inverse: Real
     known: tuple[Real, Real] | None = None
 
     @staticmethod
-    def of(features: Real, rows: Real, counts: Real, penalty: float) -> Gram:
-        """Of features [designs, width - 1, n] with row weights [designs, n] that sum to ``counts`` [designs]."""
-        designs, width, _ = features.shape
-        even = bool((rows == rows[0, 0]).all())
-        products = np.zeros((designs, width + 1, width + 1), dtype=features.dtype)
-        inverse, ridge = np.zeros_like(products), np.zeros((designs, width + 1), dtype=features.dtype)
-        square, diagonal = products[:, :width, :width], np.arange(width)
-        np.matmul(features if even else features * rows[:, None], features.transpose(0, 2, 1), out=square)
-        if even:
-            square *= rows[0, 0]
-        products[:, width, width] = counts
+    def of(square: Real, counts: Real, penalty: float) -> Gram:
+        """Of X'X of the features over so many rows."""
+        designs, width, _ = square.shape
+        inverse, ridge = (
+            np.zeros((designs, width + 1, width + 1), square.dtype),
+            np.zeros((designs, width + 1), square.dtype),
+        )
         ridge[:, :width] = (counts * penalty)[:, None]
-        for design in range(designs):
-            typical = TYPICAL * square[design]
-            typical[diagonal, diagonal] += ridge[design, :width]
-            inverse[design, :width, :width] = inverse_of(typical)
+        for found, products, penalties in zip(inverse, square, ridge, strict=True):
+            typical = TYPICAL * products
+            typical.ravel()[:: width + 1] += penalties[:width]
+            found[:width, :width] = inverse_of(typical, accurate=False)
         inverse[:, width, width] = 1 / counts
-        return Gram(products, ridge, inverse)
+        return Gram(square, counts, ridge, inverse)
 
     @cached_property
     def principal(self) -> tuple[Real, Real]:
         """Eigenvalues [designs, width] and eigenvectors of the products: principal components, and the intercept."""
         if self.known is not None:
             return self.known
-        spectrum, basis = np.empty_like(self.ridge), np.zeros_like(self.products)
-        (decompose,) = _lapack(self.products, "syevd")  # in float32 faster than numpy's
-        for design, products in enumerate(self.products):
-            values, vectors, failed = decompose(products[:-1, :-1])
+        spectrum, basis = np.empty_like(self.ridge), np.zeros_like(self.inverse)
+        (decompose,) = _lapack(self.square.dtype.char, "syevd")  # in float32 faster than numpy's
+        for design, products in enumerate(self.square):
+            values, vectors, failed = decompose(products)
             if failed:
                 raise np.linalg.LinAlgError("the principal components did not converge")
             spectrum[design, :-1], basis[design, :-1, :-1] = np.maximum(values, 0), vectors
-        spectrum[:, -1], basis[:, -1, -1] = self.products[:, -1, -1], 1
+        spectrum[:, -1], basis[:, -1, -1] = self.counts, 1
         return spectrum, basis
 
     def part(self, designs: npt.NDArray[Any] | slice) -> Gram:
@@ -113,49 +141,48 @@ class Gram:
         if "principal" in self.__dict__:  # else nobody asked for it
             spectrum, basis = self.principal
             known = spectrum[designs], basis[designs]
-        return Gram(self.products[designs], self.ridge[designs], self.inverse[designs], known)
+        return Gram(self.square[designs], self.counts[designs], self.ridge[designs], self.inverse[designs], known)
 
 
 @dataclass(frozen=True)
 class Tall:
-    """More rows than features: a coefficient per feature, and the intercept.
+    """More rows than features: a coefficient per feature, and the intercept. Features have one scale for all problems;
+    that of a problem's own training rows is in its penalties.
 
     Attributes:
-        design: features and a last row of ones, [designs, width, n], which may serve several sets of training rows.
-        across: the same by row, [designs, n, width]: products are fast along contiguous axes.
-        scales: of the features for each problem, [designs, problems * outputs or 1, width].
+        design: features and a last row of ones, [designs, width, n], which may serve several sets of training rows; of
+            blocks [designs * blocks, width, places], 0 at empty places.
         penalties: on squared coefficients, [designs, problems * outputs or 1, width].
         gram: of the features, which preconditions.
         shrinkage: what its principal components are multiplied with for each problem, [designs, problems, width], where
             that is known better than from its inverse.
-        lift: what each problem adds to that: a vector [designs, problems, width] and the factor of its outer product
-            [designs, problems, 1].
+        lift: vectors [designs, problems, width] whose outer products each problem adds to that.
     """
 
     design: Real
-    across: Real
-    scales: Real
     penalties: Real
     gram: Gram
     shrinkage: Real | None = None
-    lift: tuple[Real, Real] | None = None
+    lift: Real | None = None
 
     @property
     def width(self) -> int:
         """Coefficients per output."""
         return int(self.design.shape[1])
 
-    def pull(self, loss: Loss, coefficients: Real, scores: Real, slopes: Real) -> tuple[Real, Real, Real]:
-        del loss, scores
-        gradient = products(slopes, self.across)
-        gradient *= self.scales
+    def pull(self, loss: Loss, coefficients: Real, scores: Real, slopes: Real) -> Pull:
+        del scores
+        gradient = loss.total(gathered(slopes, self.design))
         gradient += self.penalties * coefficients
-        direction = self.precondition(gradient)
-        return gradient, direction, self.scores(direction)
+        return Pull(gradient, self.precondition(gradient))
 
-    def scores(self, vector: Real) -> Real:
+    def ray(self, loss: Loss, vector: Real, ray: Real, factor: Real, pulled: Pull) -> Real:
+        del factor, pulled
+        return self.scores(loss, vector, ray)
+
+    def scores(self, loss: Loss, vector: Real, out: Real | None = None) -> Real:
         """Of the rows, [designs, problems * outputs, n]."""
-        return spread(vector * self.scales, self.design)
+        return spread(loss.lines(vector), self.design, out)
 
     def precondition(self, gradient: Real) -> Real:
         """What stands for the inverse Hessian times a gradient."""
@@ -165,12 +192,11 @@ class Tall:
             basis = self.gram.principal[1]
             direction = ((gradient @ basis) * self.shrinkage) @ basis.transpose(0, 2, 1)
         if self.lift is not None:
-            vector, factor = self.lift
-            direction += (factor * np.vecdot(gradient, vector)[:, :, None]) * vector
+            direction += np.vecdot(gradient, self.lift)[:, :, None] * self.lift
         return direction
 
-    def along(self, loss: Loss, vector: Real, pulled: tuple[Real, Real, Real]) -> Real:
-        return loss.dot(vector, pulled[0])
+    def along(self, loss: Loss, vector: Real, pulled: Pull) -> Real:
+        return loss.dot(vector, pulled.gradient)
 
     def stiffness(self, loss: Loss, vector: Real, ray: Real) -> tuple[Real, Real]:
         del ray
@@ -189,7 +215,8 @@ class Tall:
         if loss.outputs > 1:
             return None
         kind = coefficients.dtype
-        curvature = 1 - np.vecdot(loss.weigh(said.copy()), said) / loss.counts
+        counts = loss.counts.astype(kind, copy=False)
+        curvature = 1 - loss.over_rows(loss.weigh(said.copy()), said) / counts
         shrinkage = None
         assumed: Real = np.array(TYPICAL)
         if curvature.min() < FLATTENED:
@@ -198,48 +225,60 @@ class Tall:
             inverse = assumed[:, :, None] * spectrum[:, None] + self.gram.ridge[:, None]
             shrinkage = (1 / inverse).astype(kind, copy=False)
         squares = loss.weigh(scores * scores)
-        total, penalty = squares.sum(axis=2), loss.dot(self.penalties * coefficients, coefficients)
-        found = np.maximum(total - np.vecdot(squares, said * said) + penalty, 1e-30)  # curvature along w
+        total, penalty = loss.sums(squares), loss.dot(self.penalties * coefficients, coefficients)
+        found = np.maximum(total - loss.over_rows(squares, said * said) + penalty, 1e-30)  # curvature along w
         expected = assumed * total + penalty
         gain = np.maximum((curvature / assumed) * expected / found - 1, 0)
-        factor = (gain / np.maximum(expected, 1e-30)).astype(kind, copy=False)
-        return dataclasses.replace(self, shrinkage=shrinkage, lift=(coefficients.copy(), factor[:, :, None]))
+        factor = np.sqrt(gain / np.maximum(expected, 1e-30)).astype(kind, copy=False)
+        return Tall(self.design, self.penalties, self.gram, shrinkage, factor[:, :, None] * coefficients)
 
-    def part(self, designs: npt.NDArray[Any] | slice) -> Tall:
+    def part(self, loss: Loss, designs: npt.NDArray[Any] | slice) -> Tall:
         shrinkage = None if self.shrinkage is None else self.shrinkage[designs]
-        lift = None if self.lift is None else (self.lift[0][designs], self.lift[1][designs])
-        design, across, scales = self.design[designs], self.across[designs], self.scales[designs]
-        return Tall(design, across, scales, self.penalties[designs], self.gram.part(designs), shrinkage, lift)
+        lift = None if self.lift is None else self.lift[designs]
+        return Tall(loss.some(self.design, designs), self.penalties[designs], self.gram.part(designs), shrinkage, lift)
 
 
-def spread(vectors: Real, design: Real) -> Real:
+def spread(vectors: Real, design: Real, out: Real | None = None) -> Real:
     """``vectors @ design``, [designs, m, width] by [designs, width, n], some columns at a time if that is faster."""
-    at_once = _unpacked(vectors.shape[1], *design.shape[1:])
-    if at_once >= design.shape[2]:
-        return vectors @ design
-    found = np.empty((*vectors.shape[:2], design.shape[2]), vectors.dtype)
-    for start in range(0, design.shape[2], at_once):
+    lines, (width, rows) = vectors.shape[1], design.shape[1:]
+    found = np.empty((*vectors.shape[:2], rows), vectors.dtype) if out is None else out
+    if lines * width * rows <= UNPACKED:
+        return np.matmul(vectors, design, out=found)
+    at_once = _unpacked(lines, width, rows)
+    for start in range(0, rows, at_once):
         part = slice(start, start + at_once)
         np.matmul(vectors, design[:, :, part], out=found[:, :, part])
     return found
 
 
-def products(vectors: Real, across: Real) -> Real:
-    """``vectors @ across``, [designs, m, n] by [designs, n, width], some rows at a time if that is faster."""
-    rows = across.shape[1]
-    at_once = _unpacked(vectors.shape[1], across.shape[2], rows)
-    found: Real = vectors[:, :, :at_once] @ across[:, :at_once]
-    for start in range(at_once, rows, at_once):
-        part = slice(start, start + at_once)
-        found += vectors[:, :, part] @ across[:, part]
+def gathered(vectors: Real, design: Real) -> Real:
+    """``vectors @ design.T``, [designs, m, n] by [designs, width, n], some lines and rows at a time if that is
+    faster."""
+    lines, (width, rows) = vectors.shape[1], design.shape[1:]
+    found = np.empty((*vectors.shape[:2], width), vectors.dtype)
+    if lines * width <= UNPACKED_SUMS and lines * width * rows <= UNPACKED:
+        return np.matmul(vectors, design.transpose(0, 2, 1), out=found)
+    together = _parts(lines, lines * width / UNPACKED_SUMS, FEWEST)
+    at_once = _unpacked(together, width, rows)
+    turned = design.transpose(0, 2, 1)
+    for first in range(0, lines, together):
+        some = slice(first, first + together)
+        np.matmul(vectors[:, some, :at_once], turned[:, :at_once], out=found[:, some])
+        for start in range(at_once, rows, at_once):
+            part = slice(start, start + at_once)
+            found[:, some] += vectors[:, some, part] @ turned[:, part]
     return found
 
 
-def _unpacked(vectors: int, width: int, rows: int) -> int:
-    """Rows to multiply at once, in equal parts."""
-    parts = -(-vectors * width * rows // UNPACKED)
-    at_once = -(-rows // parts)
-    return at_once if at_once >= SHORTEST else rows
+def _unpacked(lines: int, width: int, rows: int) -> int:
+    """Rows to multiply at once."""
+    return _parts(rows, lines * width * rows / UNPACKED, SHORTEST)
+
+
+def _parts(whole: int, parts: float, least: int) -> int:
+    """Size of so many equal parts, or the whole if that is less than ``least``."""
+    size = -(-whole // max(1, math.ceil(parts)))
+    return size if size >= least else whole
 
 
 @dataclass(frozen=True)
@@ -258,13 +297,21 @@ class Flat:
         """Coefficients per output."""
         return int(self.kernel.shape[1])
 
-    def pull(self, loss: Loss, coefficients: Real, scores: Real, slopes: Real) -> tuple[Real, Real, Real]:
+    def pull(self, loss: Loss, coefficients: Real, scores: Real, slopes: Real) -> Pull:
         gradient = slopes - loss.weigh(scores.copy())
         gradient += coefficients
-        return gradient, gradient, gradient @ self.kernel
+        return Pull(gradient, gradient, gradient @ self.kernel)
 
-    def along(self, loss: Loss, vector: Real, pulled: tuple[Real, Real, Real]) -> Real:
-        return loss.dot(vector, pulled[2])
+    def ray(self, loss: Loss, vector: Real, ray: Real, factor: Real, pulled: Pull) -> Real:
+        del vector
+        assert pulled.image is not None
+        ray *= loss.each(factor)
+        ray -= pulled.image
+        return ray
+
+    def along(self, loss: Loss, vector: Real, pulled: Pull) -> Real:
+        assert pulled.image is not None
+        return loss.dot(vector, pulled.image)
 
     def stiffness(self, loss: Loss, vector: Real, ray: Real) -> tuple[Real, Real]:
         longest = loss.dot(vector, ray)  # a difference follows: rounding can leave nothing of it
@@ -274,23 +321,62 @@ class Flat:
         del loss, coefficients, scores, said
         return None
 
-    def part(self, designs: npt.NDArray[Any] | slice) -> Flat:
+    def part(self, loss: Loss, designs: npt.NDArray[Any] | slice) -> Flat:
+        del loss
         return Flat(self.kernel[designs])
 
 
-def inverse_of(matrix: Real) -> Real:
-    """Inverse of a positive definite matrix by its Cholesky factor, 4 times as fast as the general one."""
-    factorise, invert = _lapack(matrix, "potrf", "potri")
+def square_of(features: Real) -> Real:
+    """X'X of blocks of features [blocks, width, n], over all of them: [width, width]."""
+    (multiply,) = _blas(features.dtype.char, "syrk")
+    width = features.shape[1]
+    half = np.zeros((width, width), features.dtype, order="F")
+    for block in features:
+        half = multiply(1.0, block.T, beta=1.0, c=half, trans=1, overwrite_c=1)
+    return _mirrored(half)
+
+
+def inverse_of(matrix: Real, accurate: bool = True) -> Real:
+    """Inverse of a positive definite matrix by its Cholesky factor, 4 times as fast as the general one; or, if it need
+    not be as accurate, by those of two halves, which is twice as fast for some hundred rows."""
+    if not accurate and HALVED[0] < len(matrix) <= HALVED[1]:
+        return _inverse_of_halves(matrix)
+    factorise, invert = _lapack(matrix.dtype.char, "potrf", "potri")
     factor, failed = factorise(matrix, lower=False)
     if failed:
         raise np.linalg.LinAlgError("the whitening matrix is not positive definite")
     upper, _ = invert(factor, lower=False)  # below it are zeros
-    whole: Real = upper + upper.T
-    diagonal = np.arange(len(whole))
-    whole[diagonal, diagonal] /= 2
+    return _mirrored(upper)
+
+
+def _mirrored(half: Real) -> Real:
+    """A symmetric matrix of which one half is zeros."""
+    whole: Real = half + half.T
+    whole.ravel()[:: len(whole) + 1] /= 2
     return whole
 
 
-def _lapack(matrix: Real, *names: str) -> Any:
-    """LAPACK's functions for the precision of a matrix."""
-    return get_lapack_funcs(names, (matrix,))
+def _inverse_of_halves(matrix: Real) -> Real:
+    half = len(matrix) // 2
+    whole = np.empty_like(matrix)
+    first = inverse_of(matrix[:half, :half], accurate=False)
+    across = matrix[half:, :half] @ first
+    second = inverse_of(matrix[half:, half:] - across @ matrix[:half, half:], accurate=False)
+    corner = second @ across
+    whole[half:, half:] = second
+    np.negative(corner, out=whole[half:, :half])
+    whole[:half, half:] = whole[half:, :half].T
+    np.add(first, across.T @ corner, out=whole[:half, :half])
+    return whole
+
+
+@cache
+def _lapack(kind: str, *names: str) -> Any:
+    """LAPACK's functions for a precision."""
+    return get_lapack_funcs(names, dtype=kind)
+
+
+@cache
+def _blas(kind: str, *names: str) -> Any:
+    """The same of BLAS."""
+    return get_blas_funcs(names, dtype=kind)

@@ -12,13 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from levelt.probes.descent import descend, newton_step
+from levelt.probes.designs import Start
 from levelt.probes.loss import Loss, Real
-from levelt.probes.spaces import Flat, Gram, Tall, inverse_of, products
+from levelt.probes.memory import aligned
+from levelt.probes.spaces import Flat, Gram, Pull, Tall, gathered, inverse_of, square_of
 
 Floats = npt.NDArray[np.float64]
 
 DESCENT = 3e-5
 """Gradient norm in whitened coordinates at which descent hands over to Newton steps, which then need one or two."""
+
+CACHED_VALUES = 260_000
+"""Feature values of tall designs that advance together, if one has fewer: a core's cache holds them."""
 
 ALIKE = 0.4
 """Largest relative difference of a feature's variance in a set of rows for which wide designs share their products."""
@@ -40,8 +45,11 @@ class Point:
 class System(Protocol):
     """The problems of a batch in one space, and the parameters that float64 keeps: weights, or combinations of rows.
 
-    Weights are those of the features in the scale of each problem.
+    Weights are those of the features in the scale of each problem; times ``reach`` [designs, problems * outputs or 1, d
+    or 1] they give scores from the designs.
     """
+
+    reach: Floats
 
     def descend(self, tolerance: float, limit: int) -> tuple[Floats, Floats]:
         """From zero to (parameters [designs, problems * outputs, .], intercepts in scores [.., 1])."""
@@ -60,53 +68,92 @@ class System(Protocol):
 class TallSystem:
     """More rows than features: the parameters are the weights."""
 
-    def __init__(self, designs: Floats, loss: Loss, low: Loss, scales: Floats, penalty: float) -> None:
-        assert loss.rows is not None
-        count, width, length = designs.shape
+    def __init__(
+        self,
+        designs: Floats,
+        loss: Loss,
+        low: Loss,
+        scales: Floats,
+        penalty: float,
+        factors: Floats | None = None,
+        start: Start | None = None,
+    ) -> None:
+        count, width = loss.designs, designs.shape[1]
         kind = low.targets.dtype
-        counts = loss.rows.sum(axis=2)
-        self.designs, self.penalty, self.unit, self.low = designs, penalty, loss.unit, low
-        self.scales = scales
-        self.counts = loss.each(counts)
-        across = np.empty((count, length, width + 1), dtype=kind)
-        across[:, :, width] = 1
-        np.multiply(designs.transpose(0, 2, 1), 1 / self.unit, out=across[:, :, :width], casting="same_kind")
-        design = np.ascontiguousarray(across.transpose(0, 2, 1))
-        gram = Gram.of(design[:, :width], loss.rows.mean(axis=1).astype(kind), counts.mean(axis=1), penalty)
-        factors = np.ones((*np.broadcast_shapes(scales.shape[:2], self.counts.shape[:2]), width + 1), dtype=kind)
-        factors[:, :, :-1] = scales
-        penalties = np.empty_like(factors)
-        penalties[:, :, :-1] = penalty * self.counts
-        penalties[:, :, -1] = 0
-        self.space = Tall(design, across, factors, penalties, gram)
+        counts = np.broadcast_to(loss.counts, (count, loss.counts.shape[1]))
+        self.designs, self.penalty, self.unit, self.loss, self.low = designs, penalty, loss.unit, loss, low
+        self.scales, self.counts = scales, loss.each(counts)
+        per_score = np.full((count, 1, 1), 1 / loss.unit) if factors is None else factors / loss.unit
+        self.reach = scales * per_score
+        dead = scales == 0  # a feature that a set does not have: its coefficient, which ends at 0, is left out
+        self.shrink, self.stretch = np.where(dead, 1, 1 / (scales + dead)), np.where(dead, 0, 1 / (scales + dead))
+        start = start or self._start(designs, loss, per_score.transpose(0, 2, 1).astype(kind))
+        gram = Gram.of(start.square, counts.mean(axis=1).astype(kind), penalty)
+        penalties = np.zeros((count, max(self.counts.shape[1], scales.shape[1]), width + 1), dtype=kind)
+        penalties[:, :, :-1] = penalty * self.counts * self.shrink**2
+        self.space = Tall(start.design, penalties, gram)
+        number = -(-count // max(1, CACHED_VALUES * count // designs.size))
+        self.parts = [(slice(0, count), self.space, low)]
+        if number > 1:
+            parts = [slice(count * at // number, count * (at + 1) // number) for at in range(number)]
+            self.parts = [(part, self.space.part(low, part), low.part(part)) for part in parts]
+        self.learnt: list[Tall | None] = []
+
+    @staticmethod
+    def _start(designs: Floats, loss: Loss, per_score: Real) -> Start:
+        count, width, length = designs.shape
+        design = aligned((count, width + 1, length), per_score.dtype)
+        features = design[:, :width]
+        features[:], design[:, width] = designs, 1
+        features *= np.repeat(per_score, count // loss.designs, axis=0)
+        if loss.blocks is not None:
+            loss.blocks.blank(design)
+            square = loss.blocks.typical * np.stack([square_of(of) for of in np.split(features, loss.designs)])
+        elif loss.rows is None:
+            square = features @ features.transpose(0, 2, 1)
+        else:
+            typical = loss.rows.mean(axis=1).astype(features.dtype)
+            square = (features * typical[:, None]) @ features.transpose(0, 2, 1)
+        return Start(design, square)
 
     def descend(self, tolerance: float, limit: int) -> tuple[Floats, Floats]:
-        return self._lift(descend(self.space, self.low, tolerance, limit))
+        found = []
+        for _, space, low in self.parts:
+            coefficients, learnt = descend(space, low, tolerance, limit)
+            assert learnt is None or isinstance(learnt, Tall)
+            found.append(coefficients)
+            self.learnt.append(learnt)
+        return self._lift(found)
 
     def step(self, at: Point, slopes: Floats, full: Floats, accuracy: Floats) -> tuple[Floats, Floats]:
         kind = self.space.design.dtype
         said = at.said.astype(kind)
-        coefficients = np.concatenate([at.parameters, at.intercepts], axis=2, dtype=kind)
-        space = self.space.learn(self.low, coefficients, at.scores.astype(kind), said) or self.space
-        gradient = np.empty((*full.shape[:2], full.shape[2] + 1), dtype=kind)
-        gradient[:, :, :-1] = full * self.counts
-        gradient[:, :, -1] = slopes.sum(axis=2)
-        direction = space.precondition(gradient)
-        pulled = gradient, direction, space.scores(direction)
-        return self._lift(newton_step(space, self.low, said, pulled, accuracy, 60))
+        coefficients = np.concatenate([at.parameters * self.scales, at.intercepts], axis=2, dtype=kind)
+        gradient = np.empty(coefficients.shape, dtype=kind)
+        gradient[:, :, :-1] = full * (self.counts * self.stretch)
+        gradient[:, :, -1] = self.loss.sums(slopes)
+        steps = []
+        for (part, space, low), learnt in zip(self.parts, self.learnt, strict=True):
+            there = self.low.some(said, part)
+            if learnt is None:
+                scores = self.low.some(at.scores, part).astype(kind)
+                learnt = space.learn(low, coefficients[part], scores, there) or space
+            pulled = Pull(gradient[part], learnt.precondition(gradient[part]))
+            steps.append(newton_step(learnt, low, there, pulled, accuracy[part], 60))
+        return self._lift(steps)
 
     def weights(self, parameters: Floats) -> Floats:
         return parameters
 
     def gradient(self, slopes: Floats, parameters: Floats) -> Floats:
-        full = products(slopes, self.designs.transpose(0, 2, 1))
-        full *= self.scales / (self.counts * self.unit)
+        full = self.loss.total(gathered(slopes, self.designs))
+        full *= self.reach / self.counts
         full += self.penalty * parameters
         return full
 
-    def _lift(self, step: Real) -> tuple[Floats, Floats]:
-        found = step.astype(np.float64)
-        return found[:, :, :-1], found[:, :, -1:]
+    def _lift(self, steps: list[Real]) -> tuple[Floats, Floats]:
+        found = np.concatenate(steps, dtype=np.float64)
+        return found[:, :, :-1] * self.stretch, found[:, :, -1:]
 
 
 @dataclass(frozen=True)
@@ -133,6 +180,7 @@ class FlatSystem:
         assert loss.rows is not None and len(designs) == 1
         kind = low.targets.dtype
         self.design, self.penalty, self.unit, self.scales = designs[0], penalty, loss.unit, scales
+        self.reach = scales / loss.unit
         self.counts = loss.each(loss.rows.sum(axis=2))
         rows = loss.rows[0]
         starts = [at for at in range(len(rows)) if at == 0 or (rows[at] != rows[at - 1]).any()]
@@ -182,7 +230,7 @@ class FlatSystem:
 
     def descend(self, tolerance: float, limit: int) -> tuple[Floats, Floats]:
         tolerance = max(tolerance, tolerance / DESCENT * self.rough**2)
-        return self._lift([descend(part.space, part.low, tolerance, limit) for part in self.parts])
+        return self._lift([descend(part.space, part.low, tolerance, limit)[0] for part in self.parts])
 
     def step(self, at: Point, slopes: Floats, full: Floats, accuracy: Floats) -> tuple[Floats, Floats]:
         kind = self.parts[0].inverse.dtype
@@ -190,7 +238,7 @@ class FlatSystem:
         steps, accuracy = [], np.maximum(accuracy, self.rough)
         for part in self.parts:
             gradient = combined[:, part.problems][:, :, part.chosen]
-            pulled = gradient, gradient, gradient @ part.space.kernel
+            pulled = Pull(gradient, gradient, gradient @ part.space.kernel)
             there = at.said[:, part.problems][:, :, part.chosen].astype(kind)
             steps.append(newton_step(part.space, part.low, there, pulled, accuracy[:, part.problems], 60))
         return self._lift(steps)

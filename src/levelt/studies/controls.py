@@ -104,7 +104,8 @@ def _random_labels(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator
         for target, labels in cell.labels.items():
             drawn.append(("permuted", target, draw, permuted(labels, cell.rows["pair_id"], at)))
     labels = np.stack([*cell.labels.values(), *(labels for *_, labels in drawn)])
-    logits = out_of_fold(cell.values, labels, cell.folds, penalty=probes.penalty, bound=probes.bound).logits
+    fitted = out_of_fold(cell.values, labels, cell.folds, penalty=probes.penalty, bound=probes.bound, room=cell.room)
+    logits = fitted.logits
     own = {target: rates(codes, logits[at] > 0)[0] for at, (target, codes) in enumerate(cell.labels.items())}
     for (kind, target, draw, codes), scores in zip(drawn, logits[len(own) :], strict=True):
         made = _scored(kind, cell, target, codes, scores, cell.layers, draw=draw)
@@ -128,6 +129,7 @@ def _online_code(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[B
         generator(seed, "probes", task, "code"),
         penalty=probes.penalty,
         bound=probes.bound,
+        room=cell.room,
     )
     for at, target in enumerate(cell.labels):
         yield {
@@ -154,7 +156,8 @@ def _sizes(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[Block]:
     if not parts:
         return
     logits = np.full((len(parts), len(labels), 1, *cell.values.shape[:2]), np.nan)
-    for layer, at, scores, _ in fit_sets(cell.values, labels, np.concatenate(parts), probes.penalty, probes.bound):
+    sets = np.concatenate(parts)
+    for layer, at, scores, _ in fit_sets(cell.values, labels, sets, probes.penalty, probes.bound, cell.room):
         part, fold = divmod(at, len(tested))
         logits[part, :, 0, tested[fold], layer] = scores[:, tested[fold]].T
     for trained, of_size in zip(parts, logits, strict=True):
@@ -173,7 +176,12 @@ def _slow(cell: Cell, probes: Probes, seed: int, task: str) -> Iterator[Block]:
     yield _scored("fixed_penalty", cell, target, codes, fixed.logits[0], cell.layers)
     if probes.controls.penalties:
         chosen = out_of_fold_chosen(
-            cell.values, codes[None], cell.folds, penalties=probes.controls.penalties, bound=probes.bound
+            cell.values,
+            codes[None],
+            cell.folds,
+            penalties=probes.controls.penalties,
+            bound=probes.bound,
+            room=cell.room,
         )
         yield _scored("nested_penalty", cell, target, codes, chosen.scores.logits[0], cell.layers)
     if probes.hidden:

@@ -23,6 +23,7 @@ from levelt.engine.roles import ROLE_SITES
 from levelt.files import InputError
 from levelt.probes.folds import FoldError, check_folds, deal_folds
 from levelt.probes.grid import OutOfFold, out_of_fold
+from levelt.probes.memory import Room
 from levelt.probes.scores import auc, rates
 from levelt.probes.selection import out_of_fold_chosen
 from levelt.randomness import generator
@@ -125,7 +126,8 @@ class TaskFolds:
 
 @dataclass(frozen=True)
 class Cell:
-    """One role in one condition: the prompts that have it, their activations, labels and folds."""
+    """One role in one condition: the prompts that have it, their activations, labels and folds; ``room`` is for the
+    solver's arrays, shared by all cells of a task."""
 
     condition: str
     role: str
@@ -134,6 +136,7 @@ class Cell:
     labels: Mapping[str, Codes]
     folds: npt.NDArray[np.int64]
     left_out: int
+    room: Room
 
     @property
     def site(self) -> str:
@@ -155,7 +158,7 @@ def cells_of(
     task: str,
 ) -> Iterator[Cell]:
     """The cells of one model on one task (see `probe_task`)."""
-    folds = TaskFolds(prompts, probes, seed, task)
+    folds, room = TaskFolds(prompts, probes, seed, task), Room()
     for condition, arrays in activations.items():
         chosen = prompts[prompts["condition"] == variation_of(condition)].reset_index(drop=True)
         labels = labels_of(chosen, arrays, probes.targets)
@@ -178,7 +181,7 @@ def cells_of(
                     log.warning("%s, %s, %s: no probes, %s", task, condition, role, error)
                     continue
                 raise InputError(f"{task}, {condition}, {role}: {error}") from None
-            yield Cell(condition, role, rows, values[finite], kept, assignments, int((~finite).sum()))
+            yield Cell(condition, role, rows, values[finite], kept, assignments, int((~finite).sum()), room)
 
 
 def probe_task(
@@ -248,8 +251,8 @@ def _fitted(cell: Cell, probes: Probes, task: str) -> OutOfFold:
     try:
         if probes.penalties:
             return out_of_fold_chosen(
-                cell.values, labels, cell.folds, penalties=probes.penalties, bound=probes.bound
+                cell.values, labels, cell.folds, penalties=probes.penalties, bound=probes.bound, room=cell.room
             ).scores
-        return out_of_fold(cell.values, labels, cell.folds, penalty=probes.penalty, bound=probes.bound)
+        return out_of_fold(cell.values, labels, cell.folds, penalty=probes.penalty, bound=probes.bound, room=cell.room)
     except ValueError as error:
         raise InputError(f"{task}, {cell.condition}, {cell.role}: {error}") from None
