@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from levelt.probes import descent, spaces
+from levelt.probes import descent, matrices
 from levelt.probes.designs import standardise
 from levelt.probes.loss import Loss
+from levelt.probes.matrices import gathered, inverse_of, spread, square_of
 from levelt.probes.solver import fit_batch
-from levelt.probes.spaces import TYPICAL, Gram, Tall, gathered, inverse_of, spread, square_of
+from levelt.probes.spaces import TYPICAL, Gram, Tall
 from levelt.probes.systems import TallSystem
 
 Floats = npt.NDArray[np.float64]
@@ -28,11 +29,11 @@ def test_products_in_parts_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> 
     whole = spread(vectors, design), gathered(slopes, design)
     np.testing.assert_array_equal(whole[0], vectors @ design)
     np.testing.assert_allclose(whole[1], slopes @ design.transpose(0, 2, 1), rtol=1e-12)
-    monkeypatch.setattr(spaces, "SHORTEST", 1)
-    monkeypatch.setattr(spaces, "FEWEST", 1)
+    monkeypatch.setattr(matrices, "SHORTEST", 1)
+    monkeypatch.setattr(matrices, "FEWEST", 1)
     for most, sums in ((7 * 5 * 50, 1200), (7 * 5 * 7, 4 * 5), (1, 1)):  # 3 parts, the last shorter; 15; one for each
-        monkeypatch.setattr(spaces, "UNPACKED", most)
-        monkeypatch.setattr(spaces, "UNPACKED_SUMS", sums)
+        monkeypatch.setattr(matrices, "UNPACKED", most)
+        monkeypatch.setattr(matrices, "UNPACKED_SUMS", sums)
         room = np.full((2, 7, 101), np.nan)
         assert spread(vectors, design, room) is room
         for part, one in zip((room, gathered(slopes, design)), whole, strict=True):

@@ -192,7 +192,9 @@ def test_sets_in_blocks_equal_their_probes_one_by_one(kind: str, monkeypatch: py
     assert (sets.blocks is None) == (kind == "irregular")
     precision: Precision = "float64" if kind == "float64" else "mixed"
     room = Room()
-    fit_shared(features[:, ::-1] + 7, labels, sets, 0.02, room=room)
+    before = TrainingSets.of((np.arange(rows + 40) % 5 != np.arange(5)[:, None]).astype(float), width)  # no empty place
+    more = np.concatenate([features, features[:, :40]], axis=1) + 1000
+    fit_shared(more, np.concatenate([labels, labels[:, :, :40]], axis=2), before, 0.02, room=room)
     found = fit_shared(features, labels, sets, 0.02, precision=precision, room=room)
     assert (found.bounds <= 1e-8).all()
     for at, used in enumerate(trained):
@@ -200,6 +202,19 @@ def test_sets_in_blocks_equal_their_probes_one_by_one(kind: str, monkeypatch: py
             alone = fit(features[design, used], labels[design, problem, used], 0.02).logits(features[design])
             np.testing.assert_allclose(found.scores[design, 2 * at + problem, 0], alone, rtol=1e-5, atol=1e-5)
             assert not np.allclose(found.scores[design, (2 * at + problem + 2) % 8, 0], alone, atol=0.05)
+
+
+def test_intercepts_are_settled_wherever_descent_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificate is one of weights whose intercept is optimal, also if descent alone has come near enough."""
+    features, labels = data(300, 10)
+    features = np.column_stack([features, features[:, :2] ** 2])
+    for closeness in (solver.DESCENT, 1e-7, 1e-9):
+        monkeypatch.setattr(solver, "DESCENT", closeness)
+        probe = fit(features, labels, 0.01, precision="float64")
+        said = 1 / (1 + np.exp(-probe.logits(features)))
+        assert abs((said - labels).mean()) < 2e-12  # SETTLED is 1e-12, of scores in half log-odds
+        shifted = 1 / (1 + np.exp(-probe.logits(features) - 1e-9))
+        assert abs((shifted - labels).mean()) > 2e-12
 
 
 def test_blocks_arrange_rows_and_sum_over_them() -> None:
@@ -271,6 +286,24 @@ def test_float32_that_stalls_is_solved_in_float64(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(found.logits(features), expected, rtol=1e-4)
     monkeypatch.setattr(solver, "ROUNDS", {np.float32: 0, np.float64: 40})
     assert fit(features, labels, 0.01).bound <= 1e-8
+
+
+def test_features_that_depend_on_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every feature twice and next to no penalty: float32 finds X'X singular, float64 does not. Two halves of a weight
+    cost half of what the weight costs, so that the scores are those of the features alone with half the penalty."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(600, 32))
+    labels = (features[:, :3].sum(axis=1) + 0.5 * random.normal(size=600) > 0).astype(np.int64)
+    found = fit(np.tile(features, 2), labels, 1e-8).logits(np.tile(features, 2))
+    np.testing.assert_allclose(found, fit(features, labels, 5e-9).logits(features), rtol=1e-4, atol=1e-4)
+    assert not np.allclose(found, fit(features, labels, 1e-4).logits(features), rtol=1e-2, atol=1e-2)
+
+    def singular(*_: object) -> None:
+        raise np.linalg.LinAlgError
+
+    monkeypatch.setattr(solver, "_solve", singular)  # as float64 says of them with less penalty still
+    with pytest.raises(ConvergenceError, match=r"depend on each other.*raise probes.penalty"):
+        fit(np.tile(features, 2), labels, 1e-8)
 
 
 def test_refuses_what_it_cannot_probe() -> None:

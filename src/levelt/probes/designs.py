@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from levelt.probes.blocks import Blocks, blocks_of
 from levelt.probes.loss import Loss, Real
+from levelt.probes.matrices import square_of
 from levelt.probes.memory import Room
-from levelt.probes.spaces import square_of
 
 Floats = npt.NDArray[np.float64]
 

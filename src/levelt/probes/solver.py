@@ -243,21 +243,45 @@ def _fit(
             loss = Loss(hot.reshape(count, -1, length), classes, weights)
     if sets > 1:
         scales = np.repeat(scales, problems * (1 if classes == 2 else classes), axis=1)
-    kind = np.float32 if precision == "mixed" else np.float64
-    found, near = _solve(designs, loss, scales, factors, penalty, kind, start)
+    sizes = f"(n={int(used.sum(axis=2).max())}, d={designs.shape[1]}, penalty={penalty:g})"
+    try:
+        if precision == "float64":
+            found, _ = _solve(designs, loss, scales, factors, penalty, np.float64, start)
+        else:
+            found = _mixed(designs, loss, scales, factors, penalty, bound, start)
+    except np.linalg.LinAlgError:
+        raise ConvergenceError(
+            f"features depend on each other too much to be probed {sizes}; raise probes.penalty"
+        ) from None
+    worst = float(found.bounds.max())
+    if not worst <= bound:
+        raise ConvergenceError(
+            f"probe not converged: certified {worst:.1e} nats from the optimum, {bound:.0e} allowed {sizes}; "
+            "raise probes.penalty or probes.bound"
+        )
+    return found
+
+
+def _mixed(
+    designs: Floats,
+    loss: Loss,
+    scales: Floats,
+    factors: Floats | None,
+    penalty: float,
+    bound: float,
+    start: Start | None,
+) -> Batch:
+    """In float32 with certificates from float64, and in float64 alone what does not get there."""
+    try:
+        found, near = _solve(designs, loss, scales, factors, penalty, np.float32, start)
+    except np.linalg.LinAlgError:  # features depend on each other more than float32 can tell apart
+        return _solve(designs, loss, scales, factors, penalty, np.float64)[0]
     late = np.asarray(~(found.bounds <= np.minimum(bound, near)).all(axis=1))
-    if late.any() and precision == "mixed":
+    if late.any():
         of_late = None if factors is None else factors[late]
         again, _ = _solve(loss.some(designs, late), loss.part(late), scales[late], of_late, penalty, np.float64)
         for name in ("weights", "intercepts", "scores", "bounds"):
             getattr(found, name)[late] = getattr(again, name)
-    worst = float(found.bounds.max())
-    if not worst <= bound:
-        raise ConvergenceError(
-            f"probe not converged: certified {worst:.1e} nats from the optimum, {bound:.0e} allowed "
-            f"(n={int(used.sum(axis=2).max())}, d={designs.shape[1]}, penalty={penalty:g}); "
-            "raise probes.penalty or probes.bound"
-        )
     return found
 
 

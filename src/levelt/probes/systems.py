@@ -14,8 +14,9 @@ import numpy.typing as npt
 from levelt.probes.descent import descend, newton_step
 from levelt.probes.designs import Start
 from levelt.probes.loss import Loss, Real
+from levelt.probes.matrices import gathered, inverse_of, square_of
 from levelt.probes.memory import aligned
-from levelt.probes.spaces import Flat, Gram, Pull, Tall, gathered, inverse_of, square_of
+from levelt.probes.spaces import Flat, Gram, Pull, Tall
 
 Floats = npt.NDArray[np.float64]
 
