@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pytest
 
 from levelt.probes import descent, matrices
-from levelt.probes.designs import standardise
+from levelt.probes.designs import TrainingSets, standardise
 from levelt.probes.loss import Loss
 from levelt.probes.matrices import gathered, inverse_of, spread, square_of
-from levelt.probes.solver import fit_batch
-from levelt.probes.spaces import TYPICAL, Gram, Tall
+from levelt.probes.solver import fit_batch, fit_shared
+from levelt.probes.spaces import TYPICAL, Gram, Pull, Tall
 from levelt.probes.systems import TallSystem
 
 Floats = npt.NDArray[np.float64]
@@ -171,9 +171,9 @@ def test_descent_that_learns_ends_sooner(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_step_too_far_is_taken_back_by_its_problem_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows, heavy tails, next to no penalty: the second problem passes its minimum in iteration 10 and later. Its
-    gradient after 30 is 0.5 (10 to 70 where steps are not taken back, or half so), and the first, which has not arrived
-    either, goes its way as if it were alone."""
+    """Few rows, heavy tails, next to no penalty: the eighth step of the first problem passes its minimum and raises its
+    loss from 14.8 to 15.0. Taken back it is 13.4, and 13.0 after the next (15.0 where coefficients are not taken back,
+    14.8 where scores are not, 20 where neither is); another problem goes its way as if it were alone."""
     monkeypatch.setattr(descent, "LEARNT", ())
     random = np.random.default_rng(0)
     draws = random.normal(size=(60, 5))
@@ -186,11 +186,65 @@ def test_a_step_too_far_is_taken_back_by_its_problem_alone(monkeypatch: pytest.M
         space = TallSystem(design, loss, loss, np.ones((1, 1, 1)), 1e-5).space
         coefficients, _ = descent.descend(space, loss, 0.0, iterations)
         scores = space.scores(loss, coefficients)
-        gradient = space.pull(loss, coefficients, scores, loss.slopes(np.tanh(scores))).gradient
-        return coefficients[0], np.linalg.norm(gradient[0], axis=1)
+        losses = np.logaddexp(0, -2 * loss.targets * scores).sum(axis=2) / 2
+        losses += (space.penalties * coefficients**2).sum(axis=2) / 2
+        return coefficients[0], losses[0]
 
-    together, gradients = found([0, 1, 2], 30)
-    assert gradients[1] < 3
-    alone, before = found([0], 30)[0][0], found([0], 29)[0][0]
-    np.testing.assert_allclose(together[0], alone, rtol=1e-6)  # sums in another order, 30 iterations of them
-    assert not np.allclose(together[0], before, rtol=1e-2)
+    before, passed, back, after = (found([0, 1, 2], iterations)[1][0] for iterations in (7, 8, 9, 10))
+    assert passed > before and back < 0.95 * before and after < back
+    together, alone, sooner = found([0, 1, 2], 9)[0][2], found([2], 9)[0][0], found([2], 8)[0][0]
+    np.testing.assert_allclose(together, alone, rtol=1e-6)  # sums in another order, 9 iterations of them
+    assert not np.allclose(together, sooner, rtol=1e-3)
+
+
+def test_a_newton_step_waits_for_the_slowest_problem() -> None:
+    """In float32 and never accurate enough: what is left of the first problem, which an iteration or two solve, sinks
+    below the smallest number while the other goes on, and must not be divided by."""
+    random = np.random.default_rng(0)
+    design, _, _ = standardise(random.normal(size=(40, 90)), np.full((1, 90), 1 / 90))
+    loss = Loss(np.ones((1, 2, 90), np.float32), 1)
+    space = TallSystem(design, loss, loss, np.ones((1, 1, 1)), 0.01).space
+    said = np.zeros_like(loss.targets)
+    said[0, 1] = np.sqrt(1 - np.geomspace(1e-3, 1, 90))
+    gradient = random.normal(size=(1, 2, 41)).astype(np.float32)
+    pulled = Pull(gradient, space.precondition(gradient))
+    step = descent.newton_step(space, loss, said, pulled, np.full((1, 2), 1e-30), 60)
+    rows = space.design[0].astype(np.float64)
+    for problem in range(2):
+        hessian = (rows * (1 - said[0, problem] ** 2)) @ rows.T + np.diag(space.penalties[0, 0])
+        expected = -np.linalg.solve(hessian, gradient[0, problem])
+        np.testing.assert_allclose(step[0, problem], expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+        assert not np.allclose(step[0, 1 - problem], expected, rtol=1e-1)
+
+
+def test_a_problem_that_sank_to_nothing_is_not_divided_by() -> None:
+    """The square of what is left can be 0 before all of it is, as cells in front of samples have shown."""
+    ones = np.ones((1, 2, 3), np.float32)
+    loss = Loss(ones, 1)
+    seen = iter(
+        np.array([[[1, 1]], [[1, 1]], [[0, 1]], [[1e-40, 1]], [[0, 0.5]], [[1e-40, 1]], [[0, 0.2]]], np.float32)
+    )
+
+    class Sinking(Tall):
+        def along(self, *_: object) -> Floats:
+            return next(seen)
+
+    system = TallSystem(np.ones((1, 2, 3)), loss, loss, np.ones((1, 1, 1)), 0.1)
+    space = Sinking(system.space.design, system.space.penalties, system.space.gram)
+    accuracy = np.full((1, 2), 1e-9, np.float32)
+    assert np.isfinite(descent.newton_step(space, loss, 0 * ones, Pull(ones, ones), accuracy, 3)).all()
+
+
+def test_sets_of_other_scales_take_no_more_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heavy tails: the folds' standard deviations differ by a third. 10 products with the features in float32 when this
+    was written; 14 where the Newton step, and 56 where the penalty forgets of whose features the weights are."""
+    counted = []
+    pull = Tall.pull
+    monkeypatch.setattr(Tall, "pull", lambda *arguments: counted.append(1) or pull(*arguments))
+    random = np.random.default_rng(0)
+    features = random.standard_t(2.5, size=(1, 400, 12)) * np.geomspace(0.1, 10, 12)
+    score = features[:, :, 6] / features[:, :, 6].std() + 0.3 * random.logistic(size=(1, 400))
+    sets = TrainingSets.of((np.arange(400) % 4 != np.arange(4)[:, None]).astype(float), 12)
+    assert sets.blocks is not None
+    fit_shared(features, (score > 0).astype(np.int64)[:, None], sets, 0.3)
+    assert len(counted) <= 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -197,11 +198,35 @@ def test_sets_in_blocks_equal_their_probes_one_by_one(kind: str, monkeypatch: py
     fit_shared(more, np.concatenate([labels, labels[:, :, :40]], axis=2), before, 0.02, room=room)
     found = fit_shared(features, labels, sets, 0.02, precision=precision, room=room)
     assert (found.bounds <= 1e-8).all()
+    said = 1 / (1 + np.exp(-found.scores.reshape(3, len(trained), 2, rows)))
+    slopes = ((said - labels[:, None]) * trained[:, None]).sum(axis=3) / trained.sum(axis=1)[:, None]
+    assert np.abs(slopes).max() < 2e-12  # intercepts are settled by the rows of their set
     for at, used in enumerate(trained):
         for design, problem in itertools.product(range(3), range(2)):
             alone = fit(features[design, used], labels[design, problem, used], 0.02).logits(features[design])
             np.testing.assert_allclose(found.scores[design, 2 * at + problem, 0], alone, rtol=1e-5, atol=1e-5)
             assert not np.allclose(found.scores[design, (2 * at + problem + 2) % 8, 0], alone, atol=0.05)
+
+
+def test_one_design_of_several_is_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(3, 300, 6)) * np.array([1.0, 100.0, 0.01])[:, None, None]
+    labels = (random.random((3, 2, 300)) < 0.5).astype(np.int64)
+    sets = TrainingSets.of((np.arange(300) % 4 != np.arange(4)[:, None]).astype(float), 6)
+    expected = fit_shared(features, labels, sets, 0.02)
+    solve, kinds = solver._solve, []
+
+    def stalled(*arguments: Any) -> Any:
+        batch, near = solve(*arguments)
+        kinds.append((arguments[5], len(batch.bounds)))
+        if arguments[5] == np.float32:
+            batch.bounds[1], batch.scores[1] = 1.0, np.nan
+        return batch, near
+
+    monkeypatch.setattr(solver, "_solve", stalled)
+    found = fit_shared(features, labels, sets, 0.02)
+    assert kinds == [(np.float32, 3), (np.float64, 1)]
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-5)  # both within 5e-6 of their weights
 
 
 def test_intercepts_are_settled_wherever_descent_ends(monkeypatch: pytest.MonkeyPatch) -> None:
